@@ -1,0 +1,20 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    "The folder of ALL-IDB1; without it, the tests that ask for it are skipped."
+    named = os.environ.get("BLOODCOUNT_DATA")
+    beside = [ROOT / "data" / "all-idb1", ROOT.parent / "shared" / "all-idb1"]
+    folders = [Path(named)] if named else beside
+    for folder in folders:
+        if (folder / "index.csv").is_file():
+            return folder.resolve()
+    pytest.skip(f"ALL-IDB1 is not here: no index.csv in {' or '.join(map(str, folders))}")
