@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The first of these that is Python 3.11 to 3.13 makes the environment.
 PYTHON ?= python3.11 python3 python3.13 python3.12
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-# While the environment is being made it holds the file `unfinished`, and `ready` afterwards.
+# While .venv is being made, it holds the file `unfinished` with the number of the process that makes it.
 READY := $(VENV)/ready
 UNFINISHED := $(VENV)/unfinished
 
@@ -48,6 +48,10 @@ $(BIN)/uv:
 $(READY): requirements.lock pyproject.toml
 	@set -e; \
 	if [ -e $(UNFINISHED) ]; then \
+	    if kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
+	        echo "Another make is at $(VENV): wait until it is done; if there is none, make clean." >&2; \
+	        exit 1; \
+	    fi; \
 	    echo "The last setup of $(VENV) was interrupted; starting again."; \
 	    find $(VENV) -mindepth 1 -maxdepth 1 ! -name unfinished -exec rm -rf {} +; \
 	fi; \
@@ -61,11 +65,11 @@ $(READY): requirements.lock pyproject.toml
 	            "'$(PYTHON)' is one; install it, or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
 	        exit 1; \
 	    fi; \
-	    mkdir -p $(VENV); touch $(UNFINISHED); \
+	    mkdir -p $(VENV); echo $$$$ >$(UNFINISHED); \
 	    echo "Making $(VENV) with $$($$python --version): 3 GB, about two minutes, once."; \
 	    $$python -m venv $(VENV); \
 	fi; \
-	touch $(UNFINISHED); \
+	echo $$$$ >$(UNFINISHED); \
 	{ $(PIP) install --require-hashes --only-binary :all: --progress-bar off -r requirements.lock \
 	    && $(PIP) install --no-deps --no-build-isolation --editable . && echo @done; } 2>&1 \
 	| tee $(VENV)/setup.log | { \

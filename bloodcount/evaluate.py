@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'BY', 'THRESHOLDS', 'count_accuracy', 'mean_accuracy', 'mean_absolute_error', 'pooled_bias',
            'concordance', 'agreement', 'bootstrap', 'summarise', 'steps', 'pixel_scores', 'instances_from_labels',
-           'instances_from_polygons', 'instances_from_discs', 'iou_matrix', 'matching', 'pool_matching',
-           'instance_quantities']
+           'instances_from_polygons', 'instances_from_discs', 'instances_from_cells', 'iou_matrix', 'matching',
+           'pool_matching', 'instance_quantities']
 
-# %% ../nbs/08_evaluate.ipynb #6d68faf3
+# %% ../nbs/08_evaluate.ipynb #43ba6d95
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 
+from .count import Cells
 from .data import polygon_mask
 
 # %% ../nbs/08_evaluate.ipynb #4c3d5a36
@@ -64,14 +65,14 @@ def pooled_bias(predicted: np.ndarray, real: np.ndarray) -> np.ndarray:
 # The statistics that get a bootstrap interval; all take (..., n) and give (...).
 STATISTICS = {"count_accuracy": mean_accuracy, "mae": mean_absolute_error, "bias": pooled_bias}
 
-# %% ../nbs/08_evaluate.ipynb #990331d2
+# %% ../nbs/08_evaluate.ipynb #c82984d8
 def concordance(predicted: np.ndarray, real: np.ndarray) -> float:
     "Lin's concordance correlation coefficient (1989); NaN for one image or equal constant counts."
     (var_p, covariance), (_, var_r) = np.cov(predicted, real, ddof=0)
     scatter = var_p + var_r + (predicted.mean() - real.mean()) ** 2
     return float(_ratio(2 * covariance, scatter if len(real) > 1 else 0))
 
-
+# %% ../nbs/08_evaluate.ipynb #ebf5a66c
 def agreement(
     predicted: Sequence[float],  # Counted cells, (n,)
     real: Sequence[float],  # Real counts, (n,)
@@ -143,7 +144,7 @@ def summarise(
                 rows.append((*key, group, quantity, value, *interval))
     return pd.DataFrame(rows, columns=[*by, "images", "quantity", "value", "low", "high"])
 
-# %% ../nbs/08_evaluate.ipynb #16671946
+# %% ../nbs/08_evaluate.ipynb #48227606
 def steps(
     start: float,
     stop: float,  # Included
@@ -158,7 +159,7 @@ THRESHOLDS = steps(0.5, 0.95, 0.05)
 
 def _above(probability: np.ndarray, thresholds: Iterable[float]) -> np.ndarray:
     "The number of pixels above each threshold."
-    return np.array([np.count_nonzero(probability > threshold) for threshold in thresholds])
+    return np.array([np.count_nonzero(probability > float(threshold)) for threshold in thresholds])
 
 # %% ../nbs/08_evaluate.ipynb #2bc05362
 def pixel_scores(
@@ -192,7 +193,7 @@ def pixel_scores(
         "all_background_accuracy": 1 - n_true / total,
     }
 
-# %% ../nbs/08_evaluate.ipynb #7c367584
+# %% ../nbs/08_evaluate.ipynb #df9560e1
 def instances_from_labels(
     labels: np.ndarray,  # Label image, (H, W) int, 0 is background; numbers may be missing
 ) -> sparse.csr_array:  # (n, H * W) int32 of ones, by label
@@ -205,7 +206,7 @@ def instances_from_labels(
         (np.ones(len(pixels), np.int32), (row[number], pixels)), (n, labels.size)
     )
 
-
+# %% ../nbs/08_evaluate.ipynb #9ead370e
 def _box(
     low: np.ndarray, high: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +228,7 @@ def _stack(
         (np.ones(len(column), np.int32), column, ends), (len(ends) - 1, np.prod(shape))
     )
 
-# %% ../nbs/08_evaluate.ipynb #dad3b477
+# %% ../nbs/08_evaluate.ipynb #cb77c877
 def instances_from_polygons(
     polygons: Sequence[np.ndarray],  # Outlines, (n, 2) float, row and col, px
     shape: tuple[int, int],  # (H, W)
@@ -240,7 +241,7 @@ def instances_from_polygons(
     )
     return _stack(patches, shape)
 
-
+# %% ../nbs/08_evaluate.ipynb #73fb3990
 def instances_from_discs(
     centre: np.ndarray,  # (n, 2) float, row and col, px
     radius: np.ndarray,  # (n,) float, px
@@ -255,12 +256,22 @@ def instances_from_discs(
 
     return _stack((disc(middle, r) for middle, r in zip(np.asarray(centre, float), radius)), shape)
 
-# %% ../nbs/08_evaluate.ipynb #d09ab452
+# %% ../nbs/08_evaluate.ipynb #f55af4bd
+def instances_from_cells(
+    cells: Cells,  # What a counter found
+    shape: tuple[int, int],  # (H, W)
+) -> sparse.csr_array:  # (n, H * W) int32 of ones
+    "The instances of counted cells: their regions where the method gives regions, else their discs."
+    if cells.labels is not None:
+        return instances_from_labels(cells.labels)
+    return instances_from_discs(cells.centre, cells.radius, shape)
+
+# %% ../nbs/08_evaluate.ipynb #1ee7304e
 def iou_matrix(
     truth: sparse.csr_array,  # Instances, (n, pixels)
     predicted: sparse.csr_array,  # Instances, (m, pixels)
 ) -> np.ndarray:  # (n, m) float64
-    "Intersection over union of every true with every predicted instance."
+    "Intersection over union of all pairs; raises `ValueError` if the images differ in size."
     if truth.shape[1] != predicted.shape[1]:
         raise ValueError("Instances of images of different sizes cannot be compared.")
     shared = (truth @ predicted.T).toarray()
@@ -290,7 +301,7 @@ def _scored(sums: pd.DataFrame) -> pd.DataFrame:
     }
     return pd.DataFrame(fields)
 
-# %% ../nbs/08_evaluate.ipynb #c56b7cb7
+# %% ../nbs/08_evaluate.ipynb #3f78bd9a
 def matching(
     truth: sparse.csr_array,  # Instances, (n, pixels)
     predicted: sparse.csr_array,  # Instances, (m, pixels)
@@ -306,7 +317,7 @@ def matching(
         rows.append((threshold, len(matched), *iou.shape, matched.sum()))
     return _scored(pd.DataFrame(rows, columns=["thresh", "tp", "n_true", "n_pred", "matched"]))
 
-
+# %% ../nbs/08_evaluate.ipynb #839edfdc
 def pool_matching(
     images: Iterable[pd.DataFrame],  # One frame of `matching` an image, same thresholds
 ) -> pd.DataFrame:  # The same fields over all cells

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['TURN', 'LOOKS', 'WHITES', 'outlines', 'cell_polygon', 'chains', 'settle', 'Look', 'White', 'Window', 'window',
            'texture', 'red_cell', 'platelet', 'white_cell', 'photograph', 'edge_mask', 'seen', 'arrange', 'paint',
-           'synthetic_smear']
+           'synthetic_smear', 'sample_smears']
 
-# %% ../nbs/01_synthetic.ipynb #c2954db1
+# %% ../nbs/01_synthetic.ipynb #1525682e
+import dataclasses
 import io
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from PIL import Image
+from scipy.spatial import cKDTree
 from skimage.measure import find_contours
 
 from .data import Smear, polygon_mask
 from .errors import SettingsError, hint
+from .settings import CELLS, Sample
 
 # %% ../nbs/01_synthetic.ipynb #041debbb
 TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -46,7 +49,7 @@ def cell_polygon(
     points = centre + radii[:, None] * np.c_[np.sin(TURN), np.cos(TURN)]
     return np.clip(points, 0, np.subtract(shape, 1)).astype(np.float32)
 
-# %% ../nbs/01_synthetic.ipynb #fcd17547
+# %% ../nbs/01_synthetic.ipynb #5b7eeb47
 def chains(
     rng: np.random.Generator,
     n: int,  # Cells
@@ -66,18 +69,22 @@ def settle(
     rng: np.random.Generator,
     least: np.ndarray,  # Least distance of each two centres, (n, n), px
     most: np.ndarray,  # Greatest distance, (n, n), px; inf for cells that are not neighbours
-    inset: np.ndarray,  # Least distance of each centre from the border, (n,), px
+    inset: np.ndarray,  # Wanted distance of each centre from the border, (n,), px
     shape: tuple[int, int],  # (H, W)
 ) -> np.ndarray:  # Centres, (n, 2), row and col, px
-    "Centres within the image that keep all distances to 0.5 px; raises `SettingsError` if there is no room."
-    i, j = np.triu_indices(len(least), 1)
-    low = inset[:, None]
-    high = np.subtract(shape, 1.0) - low
-    for _ in range(20):
+    "Centres that keep all distances to 0.5 px; raises `SettingsError` if there is no room."
+    n = len(least)
+    ties = np.argwhere(np.tril(np.isfinite(most), -1))
+    last = np.subtract(shape, 1.0)
+    for yielding in np.linspace(1, 0, 20):
+        low = np.minimum(yielding * inset[:, None], last / 2)
+        high = last - low
         centre = rng.uniform(low, high)
-        for guest, host in np.argwhere(np.tril(np.isfinite(most), -1)):
+        for guest, host in ties:
             centre[guest] = centre[host] + rng.normal(0, 0.25, 2) * most[guest, host]
         for _ in range(600):
+            near = cKDTree(centre).query_pairs(least.max(initial=0), output_type="ndarray")
+            i, j = np.divmod(np.union1d(near @ [n, 1], ties @ [1, n]), n)
             away = centre[i] - centre[j]
             distance = np.linalg.norm(away, axis=1) + 1e-9
             push = np.clip(distance, least[i, j], most[i, j]) - distance
@@ -89,10 +96,10 @@ def settle(
             np.add.at(centre, j[moved], -step)
             centre = np.clip(centre, low, high)
     raise SettingsError(
-        f"{len(least)} cells do not fit into {shape[0]} x {shape[1]} px; ask for fewer, or smaller ones."
+        f"{n} cells do not fit into {shape[0]} x {shape[1]} px; ask for fewer, or smaller ones."
     )
 
-# %% ../nbs/01_synthetic.ipynb #ad9637bb
+# %% ../nbs/01_synthetic.ipynb #315463a5
 @dataclass(frozen=True)
 class Look:
     "The light of an empty field, and optical densities, each for red, green and blue."
@@ -107,16 +114,16 @@ class Look:
 
 LOOKS = {
     "grey": Look(
-        (158, 159, 158), (0.135, 0.28, 0.21), (0.90, 2.20, 0.38),
+        (158, 159, 158), (0.125, 0.265, 0.22), (0.90, 2.20, 0.38),
         (0.36, 0.52, 0.13), (0.24, 0.50, 0.13), (0.36, 0.80, 0.22),
     ),
-    "cream": Look(
-        (176, 172, 157), (0.065, 0.265, 0.225), (0.55, 1.20, 0.08),
-        (0.24, 0.34, 0.02), (0.05, 0.22, 0.05), (0.15, 0.42, 0.08),
-    ),
     "olive": Look(
-        (127, 126, 114), (0.095, 0.315, 0.25), (0.90, 1.45, 0.27),
+        (127, 126, 114), (0.09, 0.31, 0.26), (0.90, 1.45, 0.27),
         (0.22, 0.36, 0.08), (0.10, 0.28, 0.08), (0.22, 0.48, 0.12),
+    ),
+    "cream": Look(
+        (176, 172, 157), (0.065, 0.26, 0.24), (0.55, 1.20, 0.08),
+        (0.24, 0.34, 0.02), (0.05, 0.22, 0.05), (0.15, 0.42, 0.08),
     ),
     "pale": Look(
         (179, 172, 165), (0.155, 0.19, 0.185), (0.68, 1.28, 0.07),
@@ -124,7 +131,7 @@ LOOKS = {
     ),
 }  # fmt: skip
 
-# %% ../nbs/01_synthetic.ipynb #817ec75a
+# %% ../nbs/01_synthetic.ipynb #b508379f
 @dataclass(frozen=True)
 class White:
     "A kind of white cell; lengths in radii of the cell, but for its size."
@@ -138,8 +145,8 @@ class White:
 
 
 WHITES = {
-    "blast": White(1.60, 1, 0.89, 0.05, 0, "blue"),
-    "lymphocyte": White(1.45, 1, 0.84, 0.08, 0, "blue"),
+    "blast": White(1.60, 1, 0.90, 0.08, 0, "blue"),
+    "lymphocyte": White(1.45, 1, 0.84, 0.11, 0, "blue"),
     "monocyte": White(1.95, 3, 0.44, 0.36, 64, "blue"),
     "neutrophil": White(1.80, 4, 0.27, 0.44, 74, "pink"),
 }
@@ -173,7 +180,7 @@ def texture(
     noise = cv2.GaussianBlur(rng.standard_normal(shape, np.float32), (0, 0), grain)
     return noise / noise.std()
 
-# %% ../nbs/01_synthetic.ipynb #bbe0a45d
+# %% ../nbs/01_synthetic.ipynb #546cd5c1
 def red_cell(
     rng: np.random.Generator,
     depth: np.ndarray,  # (h, w)
@@ -181,7 +188,7 @@ def red_cell(
 ) -> np.ndarray:  # Thickness, (h, w), about 1 at the rim
     "A red cell's thickness, with its central pallor."
     lack = min(pallor * rng.uniform(0.3, 1.6), 0.98)
-    middle = 1 / (1 + np.exp((depth - rng.uniform(0.35, 0.65)) / rng.uniform(0.08, 0.24)))
+    middle = 1 / (1 + np.exp((depth - rng.uniform(0.35, 0.65)) / rng.uniform(0.05, 0.22)))
     return rng.normal(1, 0.06) * (1 - lack * middle)
 
 
@@ -220,7 +227,7 @@ def white_cell(
     plasm = np.multiply.outer((1 - nucleus) * body, getattr(look, kind.cytoplasm))
     return np.multiply.outer(chromatin, look.nucleus) + plasm
 
-# %% ../nbs/01_synthetic.ipynb #d6d095e7
+# %% ../nbs/01_synthetic.ipynb #dcf444b6
 def photograph(
     rng: np.random.Generator,
     density: np.ndarray,  # Optical density, (H, W, 3)
@@ -232,8 +239,8 @@ def photograph(
 ) -> np.ndarray:  # (H, W, 3) uint8 RGB
     "The picture that a camera takes of a smear."
     height, width = density.shape[:2]
-    row, col = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    tilt = rng.uniform(-0.5, 0.5, 2)
+    row, col = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    tilt = rng.uniform(-0.5, 0.5, 2).astype(np.float32)
     lamp = 1 + uneven * (0.35 - (row**2 + col**2) / 2 + tilt[0] * row + tilt[1] * col)
     seen = np.float32(light) * lamp[..., None] * np.exp(-density)
     seen = cv2.GaussianBlur(seen, (0, 0), blur) if blur else seen
@@ -310,7 +317,7 @@ def arrange(
     parts = np.split(settle(rng, least, most, inset, shape), [rbc, rbc + len(whites)])
     return dict(zip(sizes, parts)), radii
 
-# %% ../nbs/01_synthetic.ipynb #4b7c96c4
+# %% ../nbs/01_synthetic.ipynb #6980ec42
 def paint(
     rng: np.random.Generator,
     shape: tuple[int, int],  # (H, W)
@@ -320,10 +327,10 @@ def paint(
     look: Look,
     pallor: float,  # Mean share of the density that the middle of a red cell lacks
     through: float,  # Share of a covered red cell's density that shows
-) -> np.ndarray:  # Optical density, (H, W, 3)
+) -> np.ndarray:  # Optical density, (H, W, 3) float32
     "All cells, stained: red ones, then white ones, then platelets."
     fine, coarse = texture(rng, shape, 1.3), texture(rng, shape, 5)
-    red, density = np.zeros(shape), np.zeros((*shape, 3))
+    red, density = np.zeros(shape, np.float32), np.zeros((*shape, 3), np.float32)
     at = {c: [window(*both, shape) for both in zip(centres[c], radii[c])] for c in centres}
     for cell in at["rbc"]:
         own = red_cell(rng, cell.depth, pallor) * (1 + 0.03 * coarse[cell.where])
@@ -340,7 +347,7 @@ def paint(
         density[cell.where] += np.multiply.outer(own, look.platelet)
     return density
 
-# %% ../nbs/01_synthetic.ipynb #5bdac9a6
+# %% ../nbs/01_synthetic.ipynb #7ecf4e08
 def synthetic_smear(
     seed: int = 0,  # Same seed and arguments, same bytes
     shape: tuple[int, int] = (480, 640),  # (H, W), px
@@ -359,10 +366,8 @@ def synthetic_smear(
     blur: float = 1.6,  # Sigma, px
     noise: float = 2.0,  # Standard deviation of the sensor's noise, grey levels
     jpeg: int = 95,  # Quality, 1..100
-    whole: bool = True,  # Outline cells whole; False: what is seen of them, as ALL-IDB1 does
-) -> (
-    Smear
-):  # Named Syn000_0 by seed and patient, with masks, counts, and the red cells' edges and outlines
+    whole: bool = False,  # Outline cells whole; False: what is seen of them, as ALL-IDB1 does
+) -> Smear:  # Named by seed and patient, Syn000_0; edges and outlines for red cells
     "A blood smear with exact truth; raises `SettingsError` if the cells do not fit or a value is wrong."
     if look is not None and look not in LOOKS:
         raise SettingsError(f"There is no look {look!r}. {hint(look, LOOKS)}")
@@ -391,3 +396,32 @@ def synthetic_smear(
         polygons={"rbc": red},
         counts={"rbc": rbc, "wbc": wbc, "plt": plt},
     )
+
+# %% ../nbs/01_synthetic.ipynb #fd3c7f79
+def sample_smears(
+    sample: Sample,  # How many smears, and their size
+) -> list[Smear]:  # Syn001_1, Syn002_0, ..., with splits for every cell type
+    "The synthetic data set; equal settings give equal smears."
+    shape = (sample.height, sample.width)
+    fields = sample.height * sample.width / (480 * 640)
+    smears = []
+    for number in range(1, sample.smears + 1):
+        rng = np.random.default_rng([number, *shape])
+        patient = number % 2 == 1
+        red, white = ((22, 28), (5, 8)) if patient else ((34, 42), (1, 3))
+        number_of = [max(round(fields * rng.integers(*span)), 1) for span in (red, white, (4, 14))]
+        smear = synthetic_smear(
+            seed=number,
+            shape=shape,
+            **dict(zip(CELLS, number_of)),
+            overlap=rng.uniform(0, 0.4),
+            touching=0.5 if patient else 0.0,
+            radius=rng.uniform(31, 37),
+            patient=patient,
+            look=list(LOOKS)[(number - 1) % len(LOOKS)],
+            stain=rng.uniform(0.85, 1.15),
+            whole=False,
+        )
+        split = "train" if number % 3 else "test"
+        smears.append(dataclasses.replace(smear, splits=dict.fromkeys(smear.counts, split)))
+    return smears
