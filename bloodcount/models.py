@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['MODELS', 'do_unet', 'Network', 'load_legacy_weights']
 
-# %% ../nbs/04_models.ipynb #2a58a773
+# %% ../nbs/04_models.ipynb #4f6b9d38
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the backend starts: no start-up chatter
-import keras
-from keras import layers
-
 from .errors import IntegrityError
+
+
+@contextlib.contextmanager
+def _hushed():
+    "Nothing on the standard error, not even from compiled code: TensorFlow says much at its start."
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
+with _hushed():
+    import keras
+    from keras import layers
+
+    keras.ops.zeros(1)  # the backend looks for its devices now, while it is hushed
 
 # %% ../nbs/04_models.ipynb #44cf7730
 def _conv(x, filters: int, size: int = 3):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'section', 'Count', 'Pixels', 'Area', 'Fraction', 'Threshold', 'Source',
            'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds', 'CHT', 'CCL', 'Watershed',
-           'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest']
+           'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest',
+           'code_digest']
 
 # %% ../nbs/00_settings.ipynb #51de26f1
 import configparser
@@ -290,9 +291,17 @@ def load_settings(
     tree["paths"] = Paths(**{k: home / v for k, v in dataclasses.asdict(tree["paths"]).items()})
     return Settings(profile=profile, **tree)
 
-# %% ../nbs/00_settings.ipynb #ff8f5977
+# %% ../nbs/00_settings.ipynb #de493ea6
 def digest(
     *parts: Any,  # Settings, checksums, names: whatever a result depends on
 ) -> str:  # 12 hexadecimal digits
     "A short name for a combination of settings and inputs; equal parts give equal names."
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def code_digest(
+    *modules: str,  # Names of bloodcount's modules; all of them if none is named
+) -> str:  # 12 hexadecimal digits
+    "A short name for the code of some modules: what it computed is stale when it changes."
+    paths = [_package / f"{m}.py" for m in modules] if modules else sorted(_package.glob("*.py"))
+    return digest(*(path.read_bytes() for path in paths))

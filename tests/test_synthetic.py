@@ -47,7 +47,7 @@ def test_apart_each_cell_is_one_component(seed):
 
 @pytest.mark.parametrize("overlap", [0, 0.1, 0.3, 0.6, 1.0])
 def test_overlap_dial(overlap):
-    smear = synthetic_smear(7, rbc=30, overlap=overlap)
+    smear = synthetic_smear(7, rbc=30, overlap=overlap, whole=True)
     assert overlapping_pairs(smear) == min(round(overlap * 30), 29)
 
 
