@@ -6,11 +6,12 @@
 __all__ = ['Segmenters', 'COUNTS', 'FOUND', 'app', 'data', 'Profile', 'methods_by_cell', 'Counted', 'count_file', 'one_line',
            'count_rows', 'overlay_path', 'cell_rows', 'unique_names', 'each_once', 'writing', 'writable', 'plain_text',
            'write_csv', 'write_overlays', 'count_files', 'write_results', 'summary', 'OneSentence', 'bloodcount',
-           'without_chatter', 'load_segmenters', 'count_command', 'data_folder', 'data_fetch', 'data_check',
-           'data_authors', 'data_sample', 'reproduce', 'main']
+           'load_segmenters', 'count_command', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample',
+           'reproduce', 'main']
 
-# %% ../nbs/11_cli.ipynb #4e6747d7
+# %% ../nbs/11_cli.ipynb #675d7e21
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -74,7 +75,7 @@ class Counted:
     warnings: tuple[str, ...] = ()
     error: str = ""
 
-# %% ../nbs/11_cli.ipynb #2ca271b4
+# %% ../nbs/11_cli.ipynb #d4d26268
 def _read(path: str) -> "np.ndarray":
     from bloodcount.data import read_image
 
@@ -87,14 +88,14 @@ def _read(path: str) -> "np.ndarray":
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
-
+# %% ../nbs/11_cli.ipynb #92348f8a
 def count_file(
     path: str,
     segmenters: Segmenters,  # By cell
     methods: Mapping[str, Sequence[str]],  # By cell
     settings: Settings,
 ) -> Counted:  # With `error` set if the image could not be counted
-    "Read one image once, map it for each cell type, count; raises `IntegrityError` for bad weights."
+    "Read an image, map it for each cell type, count; raises `IntegrityError` and `SettingsError`."
     from bloodcount.count import count
 
     image, found, error = None, {}, ""
@@ -105,22 +106,24 @@ def count_file(
             for cell, names in methods.items():
                 maps = segmenters[cell](image)
                 found |= {(cell, name): count(maps, cell, name, settings) for name in names}
-        except IntegrityError:
+        except (IntegrityError, SettingsError):
             raise
         except BloodcountError as reason:
             error = str(reason)
+        except MemoryError:
+            error = f"{path}: there is not enough memory to count it."
         except Exception as reason:
             error = f"{path}: could not be counted ({type(reason).__name__}: {reason})."
     said = dict.fromkeys(one_line(w.message) for w in caught if issubclass(w.category, UserWarning))
     return Counted(path, image, {} if error else found, tuple(said), one_line(error))
 
-
+# %% ../nbs/11_cli.ipynb #8ea10328
 def one_line(text: object) -> str:
     "A message without line breaks, in characters that any file or terminal takes."
     flat = " ".join(str(text).splitlines())
     return flat.encode("utf-8", "backslashreplace").decode()
 
-# %% ../nbs/11_cli.ipynb #06a2ad07
+# %% ../nbs/11_cli.ipynb #1d5daa5a
 # The columns of counts.csv.
 COUNTS = [
     "image", "cell", "method", "count", "status", "error", "warnings", "width", "height", "overlay",
@@ -129,7 +132,7 @@ COUNTS = [
 # The columns of cells.csv; row, col, radius and area in px.
 FOUND = ["image", "cell", "method", "row", "col", "radius", "area"]
 
-
+# %% ../nbs/11_cli.ipynb #495625de
 def count_rows(
     counted: Counted,
     name: str,  # What its overlays are called
@@ -152,7 +155,7 @@ def count_rows(
         rows.append(same | row)
     return rows
 
-
+# %% ../nbs/11_cli.ipynb #85f487d8
 def overlay_path(name: str, cell: str, method: str) -> str:
     "Where an overlay stands, from the folder of the results."
     return f"overlays/{name}_{cell}_{method}.png"
@@ -167,7 +170,7 @@ def cell_rows(
         for (cell, method), cells in counted.found.items()
     ]
 
-# %% ../nbs/11_cli.ipynb #be687d13
+# %% ../nbs/11_cli.ipynb #f3582297
 def unique_names(
     paths: Sequence[str],
 ) -> list[str]:  # One for each path, in their order
@@ -183,7 +186,7 @@ def unique_names(
         names.append(name)
     return names
 
-
+# %% ../nbs/11_cli.ipynb #8b107c37
 def each_once(paths: Sequence[str]) -> list[str]:
     "The paths in their order, a file that is named again left out."
     files: dict[str, str] = {}
@@ -191,7 +194,7 @@ def each_once(paths: Sequence[str]) -> list[str]:
         files.setdefault(os.path.realpath(path), path)
     return list(files.values())
 
-# %% ../nbs/11_cli.ipynb #2755a6e7
+# %% ../nbs/11_cli.ipynb #51591610
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     "A temporary path that becomes `path`, as `replacing`; raises `RunError` if the system refuses."
@@ -201,7 +204,7 @@ def writing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
-
+# %% ../nbs/11_cli.ipynb #83d3849c
 def writable(folder: Path) -> None:
     "Make a folder, and prove that files can be written there; raises `RunError`."
     try:
@@ -211,7 +214,7 @@ def writable(folder: Path) -> None:
         reason = "not a folder" if folder.is_file() else error.strerror
         raise RunError(f"{folder}: results cannot be written there ({reason}).") from None
 
-
+# %% ../nbs/11_cli.ipynb #50d6bd5f
 def plain_text(text: str) -> str:
     "A text that no spreadsheet takes for a formula."
     return one_line(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
@@ -243,7 +246,7 @@ def write_overlays(
             drawn = overlay(counted.image, cells, CELL_COLOURS[cell])
             Image.fromarray(drawn).save(part, compress_level=3)
 
-# %% ../nbs/11_cli.ipynb #8428bc2e
+# %% ../nbs/11_cli.ipynb #56a19737
 def count_files(
     paths: Sequence[str],
     out: Path,  # Folder of counts.csv, cells.csv and overlays/
@@ -259,22 +262,24 @@ def count_files(
     with tqdm(total=len(paths) * len(methods), desc="counting", unit="map", disable=None) as bar:
         ticking = {cell: _ticking(segmenters[cell], bar) for cell in methods}
         try:
-            for done, (path, name) in enumerate(zip(paths, unique_names(paths))):
+            for done, (path, name) in enumerate(zip(paths, unique_names(paths)), start=1):
                 counted = count_file(path, ticking, methods, settings)
                 for sentence in filter(None, (*counted.warnings, counted.error)):
                     tqdm.write(sentence, file=sys.stderr)
                 write_overlays(counted, name, out)
                 counts += count_rows(counted, name, segmenters, methods, settings)
                 cells += cell_rows(counted)
-                bar.update((done + 1) * len(methods) - bar.n)
+                bar.update(done * len(methods) - bar.n)
         except KeyboardInterrupt:
-            write_results(out, counts, cells)
+            done = len({row["image"] for row in counts})
+            if done:
+                write_results(out, counts, cells)
             raise KeyboardInterrupt(
-                f"Interrupted: {done} of {len(paths)} images are in {out}."
+                f"Interrupted: {done} of {len(paths)} images are counted."
             ) from None
     return write_results(out, counts, cells)
 
-
+# %% ../nbs/11_cli.ipynb #fa798197
 def _ticking(segmenter: Callable, bar) -> Callable:
     def tick(image):
         maps = segmenter(image)
@@ -283,7 +288,7 @@ def _ticking(segmenter: Callable, bar) -> Callable:
 
     return tick
 
-
+# %% ../nbs/11_cli.ipynb #fb1434d4
 def write_results(out: Path, counts: list[dict], cells: list["pd.DataFrame"]) -> "pd.DataFrame":
     "Write counts.csv and cells.csv, with a header in any case; the counts."
     import pandas as pd
@@ -294,27 +299,36 @@ def write_results(out: Path, counts: list[dict], cells: list["pd.DataFrame"]) ->
     write_csv(out / "counts.csv", frame)
     return frame
 
-# %% ../nbs/11_cli.ipynb #72f28df1
+# %% ../nbs/11_cli.ipynb #ac7ca039
 def summary(
     counts: "pd.DataFrame",  # Columns COUNTS
     longest: int = 30,  # Images shown
+    widest: int = 4,  # Columns of counts; a table a cell type if there are more
 ) -> str:
     "The counts as a terminal shows them: a line an image."
     from tabulate import tabulate
 
     from bloodcount.report import METHOD_TITLES
 
-    lines: dict[str, list[str]] = {}
-    for row in counts.itertuples():
-        lines.setdefault(row.image, []).append("error" if row.status == "error" else str(row.count))
-    first = counts[counts["image"] == next(iter(lines))]
-    heads = ["image", *(f"{row.cell} {METHOD_TITLES[row.method]}" for row in first.itertuples())]
-    shown = [[one_line(path), *values] for path, values in list(lines.items())[:longest]]
-    align = ["left", *["right"] * len(first)]
-    text = tabulate(shown, heads, "simple", disable_numparse=True, colalign=align)
-    return text + (f"\nand {len(lines) - longest} more" if len(lines) > longest else "")
+    images = list(counts["image"].unique())
+    counts = counts[counts["image"].isin(images[:longest])]
+    counts = counts.assign(
+        image=counts["image"].map(one_line),
+        by=[f"{row.cell} {METHOD_TITLES[row.method]}" for row in counts.itertuples()],
+        shown=counts["count"].astype(str).where(counts["status"] == "ok", "error"),
+    )
+    by_cell = [part for _, part in counts.groupby("cell", sort=False)]
+    tables = []
+    for part in by_cell if counts["by"].nunique() > widest else [counts]:
+        lines = part.groupby("image", sort=False)["shown"].agg(list)
+        heads = ["image", *part["by"].unique()]
+        rows = [[image, *values] for image, values in lines.items()]
+        align = ["left", *["right"] * (len(heads) - 1)]
+        tables.append(tabulate(rows, heads, "simple", disable_numparse=True, colalign=align))
+    rest = [f"and {len(images) - longest} more, in counts.csv"] if len(images) > longest else []
+    return "\n\n".join([*tables, *rest])
 
-# %% ../nbs/11_cli.ipynb #b86f8825
+# %% ../nbs/11_cli.ipynb #d135176a
 class OneSentence(TyperGroup):
     "Commands whose errors are one line on stderr."
 
@@ -334,7 +348,7 @@ class OneSentence(TyperGroup):
         print(one_line(sentence), file=sys.stderr)
         raise typer.Exit(code)
 
-
+# %% ../nbs/11_cli.ipynb #cdfc1c92
 def _unforeseen(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}." if error.filename else f"{error}."
@@ -343,7 +357,7 @@ def _unforeseen(error: Exception) -> str:
     name = type(error).__name__
     return f"A mistake in bloodcount: {name}: {error}. Set BLOODCOUNT_DEBUG=1 to see where, and report it."
 
-# %% ../nbs/11_cli.ipynb #24276063
+# %% ../nbs/11_cli.ipynb #f4a0b49c
 app = typer.Typer(
     cls=OneSentence,
     no_args_is_help=True,
@@ -363,7 +377,7 @@ def _version(wanted: bool) -> None:
         print(f"bloodcount {__version__}")
         raise typer.Exit()
 
-
+# %% ../nbs/11_cli.ipynb #25360988
 @app.callback()
 def bloodcount(
     version: Annotated[
@@ -372,25 +386,7 @@ def bloodcount(
 ) -> None:
     "Segment and count red cells, white cells and platelets in blood smears."
 
-# %% ../nbs/11_cli.ipynb #cd563fee
-@contextmanager
-def without_chatter() -> Iterator[None]:
-    "Drop what native libraries write to stderr; nothing is dropped with BLOODCOUNT_DEBUG set."
-    if os.environ.get("BLOODCOUNT_DEBUG"):
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
+# %% ../nbs/11_cli.ipynb #efb7f071
 def load_segmenters(
     cells: Sequence[str],
     settings: Settings,
@@ -399,12 +395,13 @@ def load_segmenters(
     "A trained network for each cell type; raises `SettingsError` and `IntegrityError`."
     from tqdm.std import tqdm
 
+    from bloodcount.segment import load_segmenter
+
     segmenters = {}
     for cell in tqdm(cells, "loading networks", leave=False, disable=None):
-        with without_chatter():
-            from bloodcount.segment import load_segmenter
-
-            segmenters[cell] = load_segmenter(cell, settings, weights)
+        segmenters[cell] = load_segmenter(cell, settings, weights)
+    for library in ("tensorflow", "tifffile"):  # They would warn of new image sizes, of odd tags
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     return segmenters
 
 # %% ../nbs/11_cli.ipynb #20557740
@@ -442,12 +439,12 @@ def count_command(
         )
         raise typer.Exit(1)
 
-# %% ../nbs/11_cli.ipynb #00cde3cd
+# %% ../nbs/11_cli.ipynb #12a1043c
 def data_folder(folder: Path | None) -> Path:
     "A folder that was named, else BLOODCOUNT_DATA, else that of the settings."
     return folder or Path(os.environ.get("BLOODCOUNT_DATA") or load_settings().paths.data)
 
-
+# %% ../nbs/11_cli.ipynb #725fe547
 @data.command("fetch")
 def data_fetch(
     accept_terms: Annotated[
@@ -464,7 +461,7 @@ def data_fetch(
     new = fetch(folder, accept_terms)
     print(f"{folder} is complete: {len(new)} files are new.")
 
-
+# %% ../nbs/11_cli.ipynb #28b4581e
 @data.command("check")
 def data_check(
     folder: Annotated[
@@ -487,7 +484,7 @@ def data_check(
         )
     print(f"{folder} is complete.")
 
-# %% ../nbs/11_cli.ipynb #e79e8395
+# %% ../nbs/11_cli.ipynb #a9b804d4
 @data.command("authors")
 def data_authors(
     wheel: Annotated[
@@ -504,7 +501,7 @@ def data_authors(
     new = authors(folder, wheel)
     print(f"{folder} is complete: {len(new)} files are new.")
 
-
+# %% ../nbs/11_cli.ipynb #b7aae0f3
 @data.command("sample")
 def data_sample(
     folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],

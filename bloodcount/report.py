@@ -194,7 +194,7 @@ def ceiling_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #a0e9b9b5
+# %% ../nbs/09_report.ipynb #5d1c9684
 def write_table(
     path: str | Path,  # Without suffix
     table: pd.DataFrame,
@@ -212,13 +212,13 @@ def write_table(
 
 def write_figure(path: str | Path, figure: Figure, source: str) -> Figure:
     "A figure as PNG, with its source written under it and into the file; no date, so it can be compared."
-    figure.text(0.995, 0.005, source, ha="right", va="bottom", fontsize=6, color="#555555")
+    figure.text(1, -0.01, source, ha="right", va="top", fontsize=6, color="#555555")
     with replacing(path) as part:
         metadata = {"Software": "bloodcount", "Description": source}
         figure.savefig(part, dpi=110, bbox_inches="tight", metadata=metadata)
     return figure
 
-# %% ../nbs/09_report.ipynb #ffa22c2d
+# %% ../nbs/09_report.ipynb #b9e4bf47
 def overlay(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     cells: Cells,
@@ -227,10 +227,10 @@ def overlay(
     "The image with the outline and the centre of each cell drawn on it."
     drawn = np.array(image, order="C")
     rgb = tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour))
-    thick = max(1, round(min(image.shape[:2]) / 500))
+    thick = max(2, round(min(image.shape[:2]) / 400))
     if cells.labels is not None:
         border = find_boundaries(cells.labels, mode="inner")
-        drawn[cv2.dilate(border.astype(np.uint8), np.ones((thick + 1, thick + 1))) > 0] = rgb
+        drawn[cv2.dilate(border.astype(np.uint8), np.ones((thick, thick))) > 0] = rgb
     for (row, col), radius in zip(cells.centre, cells.radius):
         place = (round(float(col)), round(float(row)))
         if cells.labels is None:
@@ -238,8 +238,9 @@ def overlay(
                 drawn, place, max(round(float(radius)), 1), (255, 255, 255), thick + 2, cv2.LINE_AA
             )
             cv2.circle(drawn, place, max(round(float(radius)), 1), rgb, thick, cv2.LINE_AA)
-        cv2.circle(drawn, place, thick + 2, (255, 255, 255), -1, cv2.LINE_AA)
-        cv2.circle(drawn, place, thick + 1, rgb, -1, cv2.LINE_AA)
+        if radius > 6 * thick:  # else the dot would hide the cell
+            cv2.circle(drawn, place, thick + 1, (255, 255, 255), -1, cv2.LINE_AA)
+            cv2.circle(drawn, place, thick, rgb, -1, cv2.LINE_AA)
     return drawn
 
 # %% ../nbs/09_report.ipynb #e8a45276

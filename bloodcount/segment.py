@@ -110,7 +110,7 @@ class Segmenter:
         outputs = self.model.predict_on_batch(tile[None])
         return np.concatenate(outputs if isinstance(outputs, list) else [outputs], axis=-1)[0]
 
-# %% ../nbs/06_segment.ipynb #eca15b50
+# %% ../nbs/06_segment.ipynb #f6573f94
 # The outputs of the DO-U-Net for each cell type: only red cells have annotated edges.
 OUTPUTS = {"rbc": ("mask", "edge"), "wbc": ("mask",), "plt": ("mask",)}
 WEIGHTS = ("authors",)
@@ -144,9 +144,9 @@ def load_segmenter(
     for name, known in ((cell, CELLS), (weights, WEIGHTS)):
         if name not in known:
             raise SettingsError(f"There is nothing trained for {name!r}. {hint(name, known)}")
+    path, checksum = authors_weights(settings.paths.authors, cell)
     from bloodcount.models import MODELS, load_legacy_weights
 
-    path, checksum = authors_weights(settings.paths.authors, cell)
     model = load_legacy_weights(MODELS["do_unet"].build(OUTPUTS[cell]), path)
     return Segmenter(cell, "do_unet", weights, checksum, model, settings)
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bloodcount.errors import RunError
+from bloodcount.fetch import authors
+from bloodcount.settings import load_settings
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -18,3 +22,14 @@ def data_folder() -> Path:
         if (folder / "index.csv").is_file():
             return folder.resolve()
     pytest.skip(f"ALL-IDB1 is not here: no index.csv in {' or '.join(map(str, folders))}")
+
+
+@pytest.fixture(scope="session")
+def authors_folder() -> Path:
+    "The folder of the authors' weights, fetched if need be; skips the tests that ask for it offline."
+    folder = load_settings().paths.authors
+    try:
+        authors(folder)
+    except RunError as error:
+        pytest.skip(f"The authors' weights are not here: {error}")
+    return folder

@@ -30,7 +30,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # A module imports only what stands before it.
 ORDER = (
     "errors files settings data synthetic fetch tiles augment models train segment count evaluate "
-    "report paper cli"
+    "report experiment paper cli"
 ).split()
 # Their place is kept; they come with our own training.
 LATER = {"augment", "train"}

@@ -1,0 +1,622 @@
+"The runner of the paper's notebooks, its faults injected for real, and what the notebooks call."
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from bloodcount import experiment, paper
+from bloodcount.data import COLUMNS, DataSet
+from bloodcount.errors import InputError, RunError, SettingsError
+from bloodcount.fetch import packaged
+from bloodcount.files import sha256
+from bloodcount.report import RESULTS
+from bloodcount.settings import PROJECT, Paths, Reproduce, load_settings
+from bloodcount.synthetic import sample_smears
+
+NOTEBOOKS = paper.notebooks()
+PARAMETERS = {"profile": "smoke"}
+COMMAND = [sys.executable, "-c", "from bloodcount.cli import main; main()", "reproduce"]
+
+KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
+# Cells of small notebooks.
+BEGIN = "import os, signal, sys, time; from pathlib import Path; out = Path(os.environ['BLOODCOUNT_OUT'])"
+ANSWER = "(out / 'answer.txt').write_text('new')"
+FAULTS = {
+    "an error": ("raise ValueError('boom')", "ValueError: boom"),
+    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", "Kernel died"),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", "Kernel died"),
+    "SIGINT": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(60)", "KeyboardInterrupt"),
+    "sys.exit(0)": ("sys.exit(0)", "SystemExit: 0"),
+    "os._exit(0)": ("os._exit(0)", "Kernel died"),
+    "a time-out": ("time.sleep(60)", "timed out"),
+}
+
+
+def write_notebook(name: str, *cells: str, writes=("answer.txt",), tag: str = "parameters"):
+    "A notebook with a title that says what it writes, parameters, and cells."
+    title = "\n".join(["# A title", *(f"- `{file}`" for file in writes)])
+    parameters = nbformat.v4.new_code_cell('profile = "paper"\nseed = 0', metadata={"tags": [tag]})
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": KERNEL})
+    notebook.cells = [nbformat.v4.new_markdown_cell(title), parameters]
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (BEGIN, *cells)]
+    nbformat.write(notebook, paper.PAPER_NOTEBOOKS / f"{name}.ipynb")
+
+
+def series_in(folder: Path, profile: str, image: str) -> paper.Series:
+    "A series whose paths lie in a folder, on the index of images that are not there."
+    paths = Paths(**{field.name: folder / field.name for field in dataclasses.fields(Paths)})
+    settings = dataclasses.replace(
+        load_settings(profile), paths=paths, reproduce=Reproduce(timeout=3)
+    )
+    row = dict.fromkeys(COLUMNS) | {"width": 100, "height": 100}
+    (folder / "data").mkdir()
+    index = pd.DataFrame([row | {"image": image.format(n)} for n in (1, 2)])
+    index.to_csv(folder / "data" / "index.csv", index=False)
+    return paper.Series(settings, DataSet(folder / "data"))
+
+
+@pytest.fixture
+def series(tmp_path, monkeypatch) -> paper.Series:
+    "The smoke series, and no notebooks yet."
+    return only_series(series_in(tmp_path, "smoke", "Syn00{}_0"), tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch) -> paper.Series:
+    "The paper's series, and no notebooks yet."
+    return only_series(series_in(tmp_path, "paper", "Im00{}_0"), tmp_path, monkeypatch)
+
+
+def only_series(chosen: paper.Series, folder: Path, monkeypatch) -> paper.Series:
+    (folder / "notebooks").mkdir()
+    monkeypatch.setattr(paper, "PAPER_NOTEBOOKS", folder / "notebooks")
+    monkeypatch.setattr(paper, "authors", lambda folder: [])
+    monkeypatch.setattr(paper, "all_series", lambda profile: [chosen])
+    return chosen
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    "Every file under a folder, with its bytes and the time of its last change."
+    there = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in there
+    }
+
+
+def staged(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".*") if path.is_dir()]
+
+
+def wait_for(condition, seconds: float = 120):
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+# Faults in a notebook: rows 24 and 25 of the list of faults.
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["in the middle", "in the last cell"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_of_a_failed_notebook_counts(series, capsys, fault, last):
+    cell, reason = FAULTS[fault]
+    write_notebook("01_broken", *((ANSWER, cell) if last else (cell, ANSWER)))
+    old = {"figures/answer.txt": "old", "01_broken.ipynb": "{}", "01_broken.json": '{"key": "old"}'}
+    for name, text in old.items():
+        (series.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (series.folder / name).write_text(text)
+    before = files(series.folder)
+    assert paper.reproduce("smoke") == 1
+    after = files(series.folder)
+    assert {name: after.get(name) for name in before} == before
+    assert set(after) - set(before) == {"figures/README.md", "figures/results.csv"}
+    assert not staged(series.folder)
+    said = capsys.readouterr()
+    assert re.search(f"01_broken FAILED: .*{re.escape(reason)}", said.err), said.err
+    assert "1 failed: 01_broken" in said.out
+
+
+def test_a_file_that_was_promised_and_not_written(series):
+    write_notebook("01_short", ANSWER, writes=("answer.txt", "table.csv"))
+    with pytest.raises(RunError, match=r"^01_short: it did not write table\.csv\.$"):
+        paper.run_notebook(series, "01_short", PARAMETERS)
+    assert not files(series.folder)
+
+
+def test_what_a_dead_run_left_is_no_output_of_this_one(series):
+    write_notebook("01_short", "pass")
+    left = [series.folder / f".01_short.{process}" for process in (os.getpid(), 2**22 + 1)]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "answer.txt").write_text("left")
+    with pytest.raises(RunError, match="did not write"):
+        paper.run_notebook(series, "01_short", PARAMETERS)
+    assert not staged(series.folder)
+
+
+def test_a_failed_notebook_does_not_stop_the_others(series, capsys):
+    write_notebook("01_broken", "raise ValueError('boom')")
+    write_notebook("02_whole", ANSWER)
+    assert paper.reproduce("smoke") == 1
+    assert (series.figures / "answer.txt").read_text() == "new"
+    assert paper.is_done(series, "02_whole", PARAMETERS)
+    assert not paper.is_done(series, "01_broken", PARAMETERS)
+    write_notebook("01_broken", "pass", writes=())
+    assert paper.reproduce("smoke") == 0
+    assert "done already: 02_whole" in capsys.readouterr().out
+
+
+# Before a notebook runs: row 26.
+
+
+def test_parameters_are_checked_before_a_notebook_runs(series):
+    mark = series.folder.parent / "ran"
+    run = f"Path({str(mark)!r}).touch()"
+    mark.parent.mkdir(parents=True)
+    write_notebook("01_tagged", run, writes=())
+    with pytest.raises(SettingsError, match="no parameter 'profle'. Did you mean 'profile'"):
+        paper.run_notebook(series, "01_tagged", {"profle": "smoke"})
+    write_notebook("01_tagged", run, writes=(), tag="parametres")
+    with pytest.raises(SettingsError, match="01_tagged has 0 cells tagged 'parameters'"):
+        paper.run_notebook(series, "01_tagged", PARAMETERS)
+    assert not mark.exists()
+    assert not files(series.folder)
+
+
+def test_names_of_notebooks_and_profiles():
+    with pytest.raises(SettingsError, match="no paper notebook '02_rcb'. Did you mean '02_rbc'"):
+        paper.reproduce("smoke", ["02_rcb"])
+    with pytest.raises(SettingsError, match="no profile 'smok'. Did you mean 'smoke'"):
+        paper.reproduce("smok", ["02_rbc"])
+
+
+def test_parameters_reach_the_notebook(series):
+    write_notebook("01_told", "(out / 'answer.txt').write_text(f'{profile} {seed}')")
+    paper.run_notebook(series, "01_told", {"profile": "smoke", "seed": 7})
+    assert (series.figures / "answer.txt").read_text() == "smoke 7"
+
+
+# What is done is not done again, what has changed is: row 27.
+
+
+def test_what_is_done_is_not_done_again(series):
+    write_notebook("01_whole", ANSWER)
+    assert paper.reproduce("smoke", ["01_whole", "01_whole.ipynb"]) == 0
+    before = files(series.folder)
+    assert paper.reproduce("smoke") == 0
+    assert files(series.folder) == before
+
+
+def test_what_has_changed_is_done_again(series, tmp_path):
+    write_notebook("01_whole", ANSWER)
+    assert paper.reproduce("smoke") == 0
+    text = (PROJECT / "settings.ini").read_text()
+    changed = re.sub(r"(\[count\.rbc\.ccl\][^[]*min_area = )200", r"\g<1>201", text)
+    assert changed != text
+    for name, content in (("same", text), ("changed", changed)):
+        (tmp_path / f"{name}.ini").write_text(content)
+        settings = load_settings("smoke", tmp_path / f"{name}.ini")
+        settings = dataclasses.replace(
+            settings, paths=series.settings.paths, reproduce=series.settings.reproduce
+        )
+        other = dataclasses.replace(series, settings=settings)
+        assert paper.is_done(other, "01_whole", PARAMETERS) == (name == "same")
+    assert not paper.is_done(series, "01_whole", PARAMETERS | {"seed": 1})
+    index = series.data.root / "index.csv"
+    index.write_text(index.read_text().replace("100", "101"))
+    other = dataclasses.replace(series, data=DataSet(series.data.root))
+    assert not paper.is_done(other, "01_whole", PARAMETERS)
+    write_notebook("01_whole", ANSWER, "pass")
+    assert not paper.is_done(series, "01_whole", PARAMETERS)
+
+
+@pytest.mark.parametrize("name", ["figures/answer.txt", "01_whole.json", "01_whole.ipynb"])
+def test_what_was_tampered_with_or_removed_is_made_anew(series, name):
+    write_notebook("01_whole", ANSWER)
+    assert paper.reproduce("smoke") == 0
+    if name == "figures/answer.txt":
+        (series.folder / name).write_text("tampered")
+    else:
+        (series.folder / name).unlink()
+    assert paper.reproduce("smoke") == 0
+    assert (series.figures / "answer.txt").read_text() == "new"
+    assert (series.folder / name).exists()
+    assert paper.is_done(series, "01_whole", PARAMETERS)
+
+
+def test_figures_may_lie_on_another_disk(series, tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system here")
+    with contextlib.ExitStack() as stack:
+        far = other / f"bloodcount-{os.getpid()}"
+        far.mkdir()
+        stack.callback(shutil.rmtree, far)
+        series.folder.mkdir(parents=True)
+        series.figures.symlink_to(far)
+        write_notebook("01_whole", ANSWER)
+        assert paper.reproduce("smoke") == 0
+        assert (far / "answer.txt").read_text() == "new"
+
+
+# The paper's own series, and only it, is published.
+
+
+def test_results_hold_what_is_there_whoever_made_it(official):
+    "In a fresh clone the tables are there, and the runs that made them are not."
+    for name in ("01_mine", "02_theirs"):
+        frame = pd.DataFrame(
+            [["T", "m", "w", "rbc", "", "n", name, 1, "", "paper"]], columns=RESULTS
+        )
+        text = frame.to_csv(index=False)
+        write = f"(out / 'results_{name}.csv').write_text({text!r})"
+        write_notebook(name, write, writes=[f"results_{name}.csv"])
+    official.figures.mkdir()
+    (official.figures / "results_02_theirs.csv").write_text(text)
+    assert paper.reproduce("paper", ["01_mine"]) == 0
+    assert list(pd.read_csv(official.figures / "results.csv")["images"]) == ["01_mine", "02_theirs"]
+
+
+def test_publishing_puts_outputs_into_the_notebooks(official):
+    assert official.official and official.figures == official.settings.paths.figures
+    write_notebook("01_whole", ANSWER, "seed + 41", "seed + 43")
+    path = paper.PAPER_NOTEBOOKS / "01_whole.ipynb"
+    source = nbformat.read(path, as_version=4)
+    source.cells[-1].metadata.tags = ["licensed"]
+    nbformat.write(source, path)
+    assert paper.reproduce("paper", publish=True) == 0
+    published = nbformat.read(path, as_version=4)
+    assert [cell.source for cell in published.cells] == [cell.source for cell in source.cells]
+    assert [cell.metadata for cell in published.cells] == [cell.metadata for cell in source.cells]
+    assert published.cells[-2].outputs[0]["data"]["text/plain"] == "41"
+    assert published.cells[-1].outputs == []
+    assert paper.is_done(official, "01_whole", {"profile": "paper"})
+
+
+def test_only_the_official_series_is_published(series):
+    write_notebook("01_whole", ANSWER)
+    before = files(paper.PAPER_NOTEBOOKS)
+    with pytest.raises(InputError, match="nbs/paper is unchanged"):
+        paper.reproduce("smoke", publish=True)
+    assert files(paper.PAPER_NOTEBOOKS) == before
+    assert not series.folder.exists(), "it ran before it was refused"
+    with pytest.raises(InputError, match="nbs/paper is unchanged"):
+        paper.publish_notebooks(series, ["01_whole"])
+
+
+def test_a_failed_run_is_not_published(official):
+    write_notebook("01_broken", ANSWER, "raise ValueError('boom')")
+    before = files(paper.PAPER_NOTEBOOKS)
+    assert paper.reproduce("paper", publish=True) == 1
+    assert files(paper.PAPER_NOTEBOOKS) == before
+
+
+# The runner itself is stopped.
+
+
+def make_home(folder: Path, authors_folder: Path, notebooks: Path | None = None) -> Path:
+    "A project of its own, with the modules, settings and notebooks of this one."
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "bloodcount", folder / "bloodcount", ignore=ignored)
+    shutil.copy(PROJECT / "settings.ini", folder)
+    shutil.copytree(notebooks or PROJECT / "nbs" / "paper", folder / "nbs" / "paper")
+    (folder / "data").mkdir()
+    (folder / "data" / "authors").symlink_to(authors_folder)
+    shutil.copytree(PROJECT / "data" / "paper", folder / "data" / "paper")
+    for name in ("all-idb1.csv", "all-idb1-index.csv"):
+        shutil.copy(PROJECT / "data" / name, folder / "data")
+    return folder
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen:
+    "`bloodcount reproduce --profile smoke`, as that project's own command; it also writes home/log."
+    env = {k: v for k, v in os.environ.items() if not k.startswith("BLOODCOUNT_")}
+    with open(home / "log", "w") as log:
+        return subprocess.Popen(
+            [*COMMAND, "--profile", "smoke", *arguments],
+            cwd=home,
+            env=env | {"PYTHONPATH": str(home)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def finish(home: Path, *arguments: str) -> str:
+    "The whole run's output."
+    code = start(home, *arguments).wait(timeout=400)
+    log = (home / "log").read_text()
+    assert code == 0, log
+    return log
+
+
+@pytest.mark.parametrize(
+    "stop, code",
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_the_runner_is_stopped(series, tmp_path, authors_folder, stop, code):
+    write_notebook("01_whole", ANSWER, writes=())
+    slow = "(out / 'kernel').write_text(str(os.getpid())); time.sleep(600)"
+    write_notebook("02_slow", ANSWER, slow)
+    write_notebook("03_never", ANSWER, writes=())
+    home = make_home(tmp_path / "home", authors_folder, paper.PAPER_NOTEBOOKS)
+    runner = start(home)
+    runs = home / "runs" / "smoke-synthetic"
+    kernel = int(wait_for(lambda: "".join(p.read_text() for p in runs.glob(".02_slow.*/kernel"))))
+    runner.send_signal(stop)
+    assert runner.wait(timeout=30) == code
+    wait_for(lambda: not alive(kernel), seconds=15)
+    kept = {path.name for path in runs.iterdir() if path.name[0] != "."}
+    assert kept - {"figures"} == {"01_whole.ipynb", "01_whole.json"}
+    assert not (runs / "figures" / "answer.txt").exists()
+    log = (home / "log").read_text()
+    assert "03_never ..." not in log and "Traceback" not in log
+    if stop == signal.SIGINT:
+        assert not staged(runs)
+        assert log.endswith("Interrupted.\n")
+
+
+# A real smoke run of all notebooks, and one that was killed on its way.
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory, authors_folder) -> Path:
+    "A project where the smoke profile has run."
+    folder = make_home(tmp_path_factory.mktemp("paper") / "whole", authors_folder)
+    finish(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resumed(tmp_path_factory, authors_folder) -> tuple[Path, dict]:
+    "A project where it was killed when the first images were scored, and what it had kept by then."
+    folder = make_home(tmp_path_factory.mktemp("paper") / "resumed", authors_folder)
+    runner = start(folder)
+    wait_for(lambda: list((folder / "runs" / "scores").glob("rbc/[!.]*.json")))
+    runner.kill()
+    runner.wait()
+    kept = {
+        name: when
+        for name, (_, when) in files(folder / "runs").items()
+        if re.match(r"(scores|maps|sample-\w+)/(.*/)?[^.][^/]*$", name) or "01_dataset" in name
+    }
+    assert staged(folder / "runs" / "smoke-synthetic")
+    finish(folder)
+    return folder, kept
+
+
+def provenance(home: Path, name: str) -> dict:
+    return json.loads((home / "runs" / "smoke-synthetic" / f"{name}.json").read_text())
+
+
+def tables(home: Path) -> dict[str, bytes]:
+    figures = home / "runs" / "smoke-synthetic" / "figures"
+    text = {name: content for name, (content, _) in files(figures).items()}
+    return {name: content for name, content in text.items() if name.endswith((".csv", ".md"))}
+
+
+def test_tables_are_the_same_byte_for_byte(home, resumed):
+    "In another folder, and after the runner was killed and started again."
+    mine, theirs = tables(home), tables(resumed[0])
+    assert len(mine) > 20
+    assert [name for name in mine | theirs if mine.get(name) != theirs.get(name)] == []
+
+
+def test_a_killed_run_goes_on_where_it_was(resumed):
+    folder, kept = resumed
+    assert sum(name.startswith("scores/rbc/") for name in kept) >= 1
+    after = files(folder / "runs")
+    assert {name: after[name][1] for name in kept} == kept, "something was made again"
+    assert not staged(folder / "runs" / "smoke-synthetic")
+    assert "done already: 01_dataset" in (folder / "log").read_text()
+
+
+def test_a_second_run_does_nothing(home):
+    before = files(home / "runs")
+    log = finish(home)
+    assert files(home / "runs") == before
+    assert f"done already: {', '.join(NOTEBOOKS)}\n" in log and "to do" not in log
+
+
+def test_smoke_outputs_lie_under_runs_only(home):
+    assert not (home / "figures").exists()
+    log = {"log"}
+    made = {path.name for path in home.iterdir()} - log
+    assert made == {"bloodcount", "settings.ini", "nbs", "data", "runs"}
+    for path in PROJECT.glob("nbs/paper/*.ipynb"):
+        assert (home / "nbs" / "paper" / path.name).read_bytes() == path.read_bytes()
+    page = (home / "runs" / "smoke-synthetic" / "figures" / "README.md").read_text()
+    assert "these are no results" in page and "Not made yet" not in page
+
+
+def test_provenance_says_what_the_outputs_come_from(home):
+    runs = home / "runs" / "smoke-synthetic"
+    data = DataSet(next((home / "runs").glob("sample-*")))
+    for name in NOTEBOOKS:
+        known = provenance(home, name)
+        assert known["parameters"] == PARAMETERS
+        assert known["data"] == {"title": data.title, "fingerprint": data.fingerprint}
+        assert known["weights"] == packaged()
+        assert known["commit"] == "unknown" and known["seconds"] > 0
+        assert {"numpy", "keras", "tensorflow", "papermill"} <= set(known["versions"])
+        source = nbformat.read(PROJECT / "nbs" / "paper" / f"{name}.ipynb", as_version=4)
+        assert list(known["outputs"]) == paper.declared_outputs(source)
+        for output, checksum in known["outputs"].items():
+            assert sha256(runs / "figures" / output) == checksum
+        assert (
+            paper.verdict(nbformat.read(runs / f"{name}.ipynb", as_version=4), runs / "figures")
+            == ""
+        )
+
+
+def test_results_are_long_form(home):
+    figures = home / "runs" / "smoke-synthetic" / "figures"
+    results = pd.read_csv(figures / "results.csv", keep_default_na=False)
+    assert list(results) == RESULTS
+    assert (
+        ",".join(RESULTS) == "table,model,weights,cell,method,quantity,images,value,paper,profile"
+    )
+    for column in ("value", "paper"):
+        values = results[column].astype(str)
+        assert all(value == "" or math.isfinite(float(value)) for value in values)
+    assert set(results["profile"]) == {"smoke"} and set(results["paper"]) == {""}
+    assert set(results["model"]) <= {"do_unet", "segnet", "truth"}
+    assert set(results["weights"]) <= {"authors", "bloodcount", "none"}
+    assert set(results["cell"]) == {"rbc", "wbc", "plt", "rbc_mask", "rbc_edge"}
+    assert set(results["method"]) == {"cht", "ccl", "watershed", "edt", ""}
+    assert not results.duplicated(RESULTS[:7]).any()
+
+
+def test_progress_is_shown(home):
+    smoke = (home / "log").read_text()
+    assert "done already" in smoke or "authors' weights: 100%" in smoke
+
+
+# The notebooks and the list of what they make.
+
+
+def test_artefacts_are_what_the_notebooks_declare():
+    declared = {
+        name: paper.declared_outputs(nbformat.read(path, as_version=4))
+        for path in sorted(paper.PAPER_NOTEBOOKS.glob("*.ipynb"))
+        for name in [path.stem]
+    }
+    listed = {name: set() for name in declared}
+    for artefact, (notebook, _) in paper.ARTEFACTS.items():
+        suffixes = (".png",) if artefact.startswith("figure_") else (".csv", ".md")
+        listed[notebook] |= {artefact + suffix for suffix in suffixes}
+    beside = ("counts_", "results_", "licensed/")
+    for name, outputs in declared.items():
+        assert len(outputs) == len(set(outputs))
+        assert {output for output in outputs if not output.startswith(beside)} == listed[name]
+    everything = sum(declared.values(), [])
+    assert len(everything) == len(set(everything)), "two notebooks write one file"
+    assert list(dict.fromkeys(nb for nb, _ in paper.ARTEFACTS.values())) == paper.notebooks()
+    assert all(artefact in paper.list_notebooks() for artefact in paper.ARTEFACTS)
+
+
+def test_commit_of_this_checkout():
+    if not (PROJECT / ".git").exists():
+        pytest.skip("not a git checkout")
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", paper.commit())
+
+
+# What the notebooks call, on the index of the real data set.
+
+
+@pytest.fixture
+def real_index(tmp_path) -> experiment.Run:
+    "A run of the paper's profile on the data set's index alone."
+    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
+    return experiment.Run(load_settings("paper"), DataSet(tmp_path), "authors", 0, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "truth, sizes",
+    [
+        ("rbc_count", {"all13": 13, "train": 10, "test": 3}),
+        ("wbc_count", {"all13": 13, "all106": 106, "all108": 108, "train": 73, "test": 33}),
+        ("plt_count", {"all13": 13, "all11": 11, "train": 8, "test": 3}),
+        ("plt_mask_components", {"all11": 11, "all101": 101, "train": 71, "test": 30}),
+    ],
+)
+def test_groups_of_the_real_index(real_index, truth, sizes):
+    groups = experiment.groups(real_index.data, truth)
+    assert {name: len(images) for name, images in groups.items()} == sizes
+    assert all(len(set(images)) == len(images) for images in groups.values())
+
+
+def test_table_1_to_the_digit(real_index):
+    results = experiment.tile_results(real_index).set_index(["cell", "quantity", "images"])
+    values = results["value"].to_dict()
+    tiles = {(c, s): values[c, "tiles", s] for c in experiment.TRUTHS for s in ("train", "test")}
+    assert list(tiles.values()) == [3916, 1072, 28126, 15892, 27650, 14410]
+    printed = results["paper"].dropna()
+    differs = printed[printed != results.loc[printed.index, "value"]]
+    assert len(printed) == 12
+    assert differs.to_dict() == {("plt", "images", "test"): 31}
+
+
+def test_the_authors_segnet_counts_give_their_accuracies(real_index):
+    results = experiment.segnet_results(real_index, "rbc_count")
+    results = results[(results["quantity"] == "count_accuracy") & (results["images"] == "all13")]
+    values = results.set_index("method")["value"].round(2).to_dict()
+    assert values == {"cht": 94.03, "ccl": 76.49, "edt": 84.64}
+    assert (results["paper"] - results["value"]).abs().max() < 0.011
+
+
+# Scores that are kept.
+
+
+@pytest.fixture
+def sample_run(tmp_path) -> experiment.Run:
+    "A run on two synthetic smears."
+    settings = load_settings("smoke")
+    sample = dataclasses.replace(settings.sample, smears=2, height=200, width=240)
+    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
+    settings = dataclasses.replace(settings, sample=sample, paths=paths)
+    return experiment.Run(settings, experiment.sample_data(settings), "authors", 0, tmp_path)
+
+
+def scored(run: experiment.Run, monkeypatch) -> list[str]:
+    "The images that are scored, and not taken from what was kept."
+    fresh = []
+    score = experiment.score_smear
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            experiment,
+            "score_smear",
+            lambda smear, *rest: fresh.append(smear.name) or score(smear, *rest),
+        )
+        kept = experiment.score_truth(run, "rbc")
+    assert list(kept.counts["image"].unique()) == list(run.data.index.index)
+    return fresh
+
+
+def test_scores_are_kept_until_what_they_depend_on_changes(sample_run, monkeypatch):
+    everything = list(sample_run.data.index.index)
+    assert scored(sample_run, monkeypatch) == everything
+    assert scored(sample_run, monkeypatch) == []
+    count = sample_run.settings.count
+    ccl = dataclasses.replace(count["rbc"]["ccl"], min_area=300)
+    changed = count | {"rbc": count["rbc"] | {"ccl": ccl}}
+    settings = dataclasses.replace(sample_run.settings, count=changed)
+    assert scored(dataclasses.replace(sample_run, settings=settings), monkeypatch) == everything
+    assert scored(sample_run, monkeypatch) == []
+
+
+def test_scores_against_one_truth_are_not_taken_for_another(sample_run, authors_folder):
+    "The same image without its annotations, as the authors' package has it, and later with them."
+    first, bare = sample_run.data.index.index[0], sample_run.folder / "bare"
+    shutil.copytree(sample_run.data.root / "images", bare / "images")
+    index = pd.read_csv(sample_run.data.root / "index.csv")
+    index[["rbc_mask", "rbc_edge", "rbc_polygons", "wbc_mask", "plt_mask"]] = 0
+    index.to_csv(bare / "index.csv", index=False)
+    without = experiment.score_network(dataclasses.replace(sample_run, data=DataSet(bare)), "plt")
+    assert len(without.pixels) == 0
+    scores = experiment.score_network(sample_run, "plt")
+    assert first in set(scores.pixels["image"])
+    assert len(sample_smears(sample_run.settings.sample)) == scores.pixels["image"].nunique()
