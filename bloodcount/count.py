@@ -107,7 +107,7 @@ def ccl(
     seen = look_at(maps, threshold, settings.source, 0)
     return cells_from_labels(components(seen), settings.min_area)
 
-# %% ../nbs/07_count.ipynb #8bf05e9d
+# %% ../nbs/07_count.ipynb #36a3cc55
 def distance(
     mask: np.ndarray,  # (H, W) bool
 ) -> np.ndarray:  # (H, W) float32, px
@@ -121,7 +121,7 @@ def distance(
 def peaks(
     height: np.ndarray,  # (H, W) float32
     min_distance: int,  # Between two peaks, px
-    min_height: float,
+    min_height: float,  # Peaks are higher than that
     exclude_border: bool = False,  # Leave out peaks within min_distance of the border
 ) -> np.ndarray:  # (n, 2) int, row and col
     "Local maxima, the highest first where two are too close."
@@ -179,7 +179,7 @@ def cht(
     circles = np.zeros((0, 3)) if circles is None else circles.reshape(-1, 3)
     return cells_from_discs(circles[:, 1::-1], circles[:, 2])
 
-# %% ../nbs/07_count.ipynb #bbe0c48d
+# %% ../nbs/07_count.ipynb #ca31d03c
 COUNTERS: dict[str, Callable[[Maps, Thresholds, Any], Cells]] = {
     "cht": cht,
     "ccl": ccl,
@@ -196,9 +196,13 @@ def count(
     settings: Settings,
 ) -> Cells:
     "The cells of one type, by one method, with the parameters of the settings."
-    parameters = settings.count.get(cell, {}).get(method)
-    if parameters is None:
+    if cell not in settings.count:
         raise SettingsError(
-            f"There is no way {method!r} to count {cell!r}. {hint(method, COUNTERS)}"
+            f"There is no cell type {cell!r} to count. {hint(cell, settings.count)}"
         )
-    return COUNTERS[method](maps, settings.threshold[cell.partition("_")[0]], parameters)
+    methods = settings.count[cell]
+    if method not in methods:
+        raise SettingsError(
+            f"There is no method {method!r} to count {cell!r}. {hint(method, methods)}"
+        )
+    return COUNTERS[method](maps, settings.threshold[cell.partition("_")[0]], methods[method])

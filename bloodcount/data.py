@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'COLUMNS', 'Smear', 'polygon_mask', 'to_uint8', 'read_i
            'content_sha256', 'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset',
            'real_data']
 
-# %% ../nbs/01_data.ipynb #fe06e06a
+# %% ../nbs/01_data.ipynb #bbe13408
 import hashlib
 import json
 import os
@@ -17,15 +17,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from skimage.draw import polygon2mask
 
 from .errors import InputError, hint
 from .files import replacing, sha256, write_text
-from .settings import CELLS, Settings
+from .settings import CELLS, PROJECT, Settings
 
 # %% ../nbs/01_data.ipynb #4ae18992
 @dataclass(frozen=True)
@@ -48,28 +49,26 @@ def polygon_mask(
     "The pixels whose centres lie within an outline; empty for a degenerate outline."
     return polygon2mask(shape, polygon)
 
-# %% ../nbs/01_data.ipynb #b0c271b9
+# %% ../nbs/01_data.ipynb #5a037f23
 MAX_PIXELS = 200_000_000
 Image.MAX_IMAGE_PIXELS = None  # read_image has its own limit, checked before decoding
 
 
 def to_uint8(
-    pixels: np.ndarray,  # Any shape; bool, unsigned integers or floats
+    pixels: np.ndarray,  # Any shape; bool, integers or finite floats
 ) -> np.ndarray:  # Same shape, uint8
-    "Scale to 8 bits: integers by the bits they use (12 in 16 counts as 12), floats of 0..1 by 255."
+    "Scale to 8 bits by the bits that are used (12 in 16 counts as 12); floats of about 0..1 by 255."
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
-    if np.issubdtype(pixels.dtype, np.integer):
-        top = max(int(pixels.max(initial=0)), 255)
-        full = 2 ** next(bits for bits in (8, 10, 12, 14, 16, 32, 64) if top < 2**bits) - 1
-    else:
-        top = float(pixels.max(initial=0))
-        full = 1.0 if top <= 1 else 255.0 if top <= 255 else top
-    return np.clip(np.rint(pixels * (255.0 / full)), 0, 255).astype(np.uint8)
+    top = float(pixels.max(initial=0))
+    full = next((2**bits - 1 for bits in (8, 10, 12, 14, 16, 32) if top < 2**bits), top)
+    if np.issubdtype(pixels.dtype, np.floating) and top < 2:
+        full = 1
+    return np.clip(np.rint(pixels * np.float32(255 / full)), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01_data.ipynb #41f8df87
+# %% ../nbs/01_data.ipynb #05ba2b3a
 def _rgb(pixels: np.ndarray, path: Path) -> np.ndarray:
     "Three channels from grey, grey with alpha, RGB or RGBA; alpha is laid over white."
     if pixels.ndim == 2:
@@ -80,10 +79,13 @@ def _rgb(pixels: np.ndarray, path: Path) -> np.ndarray:
         )
     if 0 in pixels.shape:
         raise InputError(f"{path}: the image has no pixels.")
-    pixels = to_uint8(pixels)
+    if not np.isfinite(pixels).all():
+        raise InputError(f"{path}: some pixels are not finite numbers.")
     if pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:] / 255.0
-        pixels = np.rint(pixels[..., :-1] * alpha + 255.0 * (1 - alpha)).astype(np.uint8)
+        alpha = to_uint8(pixels[..., -1:]) / 255.0
+        pixels = to_uint8(pixels[..., :-1]) * alpha + 255.0 * (1 - alpha)
+        pixels = np.rint(pixels).astype(np.uint8)
+    pixels = to_uint8(pixels)
     if pixels.shape[2] == 1:
         warnings.warn(f"{path}: a grey image; white cells and platelets need colour.", stacklevel=3)
         pixels = np.repeat(pixels, 3, axis=2)
@@ -96,53 +98,95 @@ def _too_large(path: Path, pixels: int) -> None:
             f"{path}: {pixels / 1e6:.0f} megapixels; the limit is {MAX_PIXELS // 10**6}."
         )
 
-# %% ../nbs/01_data.ipynb #ad076a2e
+# %% ../nbs/01_data.ipynb #a6f4a1f3
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    "Stored pixels as they are shown, by the orientation tag of EXIF and TIFF: 1 to 8."
+    if orientation in (5, 6, 7, 8):
+        pixels = np.swapaxes(pixels, 0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+# %% ../nbs/01_data.ipynb #18b7cba4
+_COMPRESSIONS = {tifffile.COMPRESSION[name] for name in ("NONE", "ADOBE_DEFLATE", "DEFLATE")}
+_COLOURS = {tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE")}
+_BITS = {1, 8, 16, 32, 64}  # 12 may be packed, two pixels in three bytes
+
+
 def _read_tiff(path: Path) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
-        if len(tiff.series) != 1 or len(tiff.pages) != 1:
-            raise InputError(
-                f"{path}: a TIFF of {len(tiff.pages)} pages; save the one to count alone."
-            )
         page = tiff.pages[0]
         _too_large(path, page.imagelength * page.imagewidth)
+        pages = max(len(tiff.pages), sum(s.size for s in tiff.series) // page.size)
+        if pages > 1:
+            raise InputError(f"{path}: a TIFF of {pages} pages; save the one to count alone.")
+        kind = page.photometric
+        if not (
+            page.compression in _COMPRESSIONS and kind in _COLOURS and page.bitspersample in _BITS
+        ):
+            return _read_picture(path)
         pixels = page.asarray()
-        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            return (page.colormap.T[pixels] // 257).astype(np.uint8)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-            pixels = ~pixels if pixels.dtype == bool else np.iinfo(pixels.dtype).max - pixels
-        planar = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3
-        return np.moveaxis(pixels, 0, -1) if planar else pixels
+        orientation = page.tags.valueof("Orientation", 1)
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        if kind == tifffile.PHOTOMETRIC.RGB:
+            pixels = pixels[..., : 4 if page.extrasamples[:1] in ((1,), (2,)) else 3]
+        elif page.samplesperpixel > 1 and page.extrasamples not in ((1,), (2,)):
+            raise InputError(
+                f"{path}: {page.samplesperpixel} planes; pass a single plane, RGB or grey."
+            )
+        elif kind == tifffile.PHOTOMETRIC.PALETTE:
+            pixels = (page.colormap.T[pixels] >> 8).astype(np.uint8)
+        elif kind == tifffile.PHOTOMETRIC.MINISWHITE:
+            pixels = ~pixels
+        return _upright(pixels, orientation)
 
-
+# %% ../nbs/01_data.ipynb #3d93d5cb
 def _read_picture(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         _too_large(path, picture.width * picture.height)
-        if getattr(picture, "n_frames", 1) > 1:
-            raise InputError(f"{path}: {picture.n_frames} frames; save the one to count alone.")
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
-            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-        return np.asarray(picture)
+        frames = getattr(picture, "n_frames", 1)
+        if frames > 1 and picture.format != "MPO":  # a telephone's JPEG with something behind it
+            raise InputError(f"{path}: {frames} frames; save the one to count alone.")
+        picture.verify()  # the checksums of a PNG; after it, a picture is opened anew
+    with Image.open(path) as picture:
+        deep = any(";16" in str(tile.args) for tile in picture.tile) and picture.mode[:3] == "RGB"
+        orientation = picture.getexif().get(0x0112, 1)
+        picture.load()
+        if deep:
+            pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+            return _upright(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], orientation)
+        alpha = picture.has_transparency_data
+        if picture.mode not in ("1", "L", "LA", "I;16", "I;16B", "I", "F", "RGB", "RGBA"):
+            picture = picture.convert("RGBA" if alpha else "RGB")
+        # Pillow has turned a TIFF already
+        return _upright(np.asarray(picture), 1 if picture.format == "TIFF" else orientation)
 
-# %% ../nbs/01_data.ipynb #220ecb4b
+# %% ../nbs/01_data.ipynb #617db8e2
 def read_image(
     path: str | Path,  # JPEG, PNG, TIFF, BMP or a GIF of one frame
 ) -> np.ndarray:  # (H, W, 3) uint8 RGB
     "Read a picture as it is shown; raises `InputError` with one sentence for what cannot be read."
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file.")
     if not path.is_file():
         raise InputError(f"{path}: not a file; pass an image.")
     try:
-        reader = _read_tiff if path.suffix.lower() in (".tif", ".tiff") else _read_picture
-        return _rgb(reader(path), path)
-    except (UnidentifiedImageError, tifffile.TiffFileError):
+        with open(path, "rb") as file:
+            tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return _rgb((_read_tiff if tiff else _read_picture)(path), path)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
         raise InputError(
             f"{path}: not an image that can be read; pass a JPEG, PNG or TIFF."
         ) from None
-    except (OSError, SyntaxError, ValueError, IndexError, EOFError, RuntimeError) as error:
-        raise InputError(f"{path}: damaged or truncated image ({error}).") from None
+    except PermissionError:
+        raise InputError(f"{path}: Permission denied; it may not be read.") from None
+    except Exception as error:  # a decoder may raise anything when it meets damaged bytes
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{path}: damaged or truncated image ({reason}).") from None
 
 # %% ../nbs/01_data.ipynb #69c8d4b2
 def read_mask(path: str | Path) -> np.ndarray:
@@ -191,7 +235,7 @@ def content_sha256(
         return sha256(path)
     return hashlib.sha256(content).hexdigest()
 
-# %% ../nbs/01_data.ipynb #043ce314
+# %% ../nbs/01_data.ipynb #d41401f6
 COLUMNS = [
     "image", "width", "height", "all_patient", "rbc_mask", "rbc_edge", "rbc_polygons", "wbc_mask",
     "plt_mask", "rbc_split", "wbc_split", "plt_split", "rbc_count", "wbc_count", "plt_count",
@@ -210,7 +254,7 @@ class DataSet:
         "One row per image, by name; raises `InputError` if index.csv is missing or lacks a column."
         path = self.root / "index.csv"
         try:
-            index = pd.read_csv(path)
+            index = pd.read_csv(path, dtype={"image": str})
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.root}: no data set; index.csv is missing.") from None
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
@@ -220,6 +264,9 @@ class DataSet:
                 raise InputError(
                     f"{path} lacks the column {column!r}. {hint(column, index.columns)}"
                 )
+        twice = index["image"][index["image"].duplicated()]
+        if len(twice):
+            raise InputError(f"{path} lists the image {twice.iloc[0]} twice.")
         return index.set_index("image")
 
     @cached_property
@@ -227,7 +274,10 @@ class DataSet:
         "12 hexadecimal digits of what its files say: equal data have equal ones."
         total = hashlib.sha256()
         kept = ("images", "masks", "edges", "polygons")
-        files = [path for folder in kept for path in (self.root / folder).rglob("*.*")]
+        files = [path for folder in kept for path in (self.root / folder).rglob("[!.]*.*")]
+        files = [path for path in files if path.suffix in (".jpg", ".png", ".json")]
+        if not (self.root / "index.csv").is_file():
+            raise InputError(f"{self.root}: no data set; index.csv is missing.")
         for path in sorted([self.root / "index.csv", *files]):
             total.update(
                 f"{path.relative_to(self.root).as_posix()} {content_sha256(path)}\n".encode()
@@ -235,12 +285,26 @@ class DataSet:
         return total.hexdigest()[:12]
 
     @property
+    def kind(self) -> str:
+        "all-idb1 (all of it), synthetic, one-smear, or other."
+        if content_sha256(self.root / "index.csv") == content_sha256(
+            PROJECT / "data" / "all-idb1-index.csv"
+        ):
+            return "all-idb1"
+        if all(name.startswith("Syn") for name in self.index.index):
+            return "synthetic"
+        return "one-smear" if len(self.index) == 1 else "other"
+
+    @property
     def title(self) -> str:
         "What it is, as every output says it."
-        names = list(self.index.index)
-        if all(name.startswith("Syn") for name in names):
-            return f"synthetic sample ({len(names)} smears)"
-        return f"ALL-IDB1 ({len(names)} images)" if len(names) > 1 else f"one smear ({names[0]})"
+        images = len(self.index)
+        return {
+            "all-idb1": f"ALL-IDB1 ({images} images)",
+            "synthetic": f"synthetic sample ({images} smears)",
+            "one-smear": f"one smear ({', '.join(self.index.index)})",
+            "other": f"{self.root.name} ({images} images)",
+        }[self.kind]
 
 # %% ../nbs/01_data.ipynb #8eb89eb1
 def names(
@@ -267,16 +331,24 @@ def image_path(data: DataSet, name: str) -> Path:
             return path
     raise InputError(f"{data.root}: no image {name}. {hint(name, data.index.index)}")
 
-# %% ../nbs/01_data.ipynb #ce6c6d46
+# %% ../nbs/01_data.ipynb #4305e096
 def read_polygons(path: str | Path) -> list[np.ndarray]:
     "The outlines of a polygon file, each (n, 2) float32 of row and col; the file holds x and y."
     try:
-        outlines = json.loads(Path(path).read_text())["polygons"]
+        outlines = json.loads(Path(path).read_bytes())["polygons"]
+        return [np.asarray(outline, np.float32).reshape(-1, 2)[:, ::-1] for outline in outlines]
     except FileNotFoundError:
         raise InputError(f"{path}: no such outlines.") from None
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a file of outlines.") from None
-    return [np.asarray(outline, np.float32).reshape(-1, 2)[:, ::-1] for outline in outlines]
+
+
+def _mask_of(path: Path, image: np.ndarray) -> np.ndarray:
+    mask = read_mask(path)
+    if mask.shape != image.shape[:2]:
+        sizes = " x ".join(map(str, mask.shape)), " x ".join(map(str, image.shape[:2]))
+        raise InputError(f"{path}: {sizes[0]} px (rows x columns), and the image is {sizes[1]}.")
+    return mask
 
 
 def read_smear(
@@ -298,17 +370,18 @@ def read_smear(
             ("mask", "masks", ".png"), ("edge", "edges", ".png"), ("polygons", "polygons", ".json"),
         )
     }  # fmt: skip
+    image = read_image(image_path(data, name))
     return Smear(
         name=name,
-        image=read_image(image_path(data, name)),
-        masks={c: read_mask(p) for c, p in path["mask"].items()},
-        edges={c: read_mask(p) for c, p in path["edge"].items()},
+        image=image,
+        masks={c: _mask_of(p, image) for c, p in path["mask"].items()},
+        edges={c: _mask_of(p, image) for c, p in path["edge"].items()},
         polygons={c: read_polygons(p) for c, p in path["polygons"].items()},
         counts={c: int(row[f"{c}_count"]) for c in cells if pd.notna(row[f"{c}_count"])},
         splits={c: row[f"{c}_split"] for c in cells if pd.notna(row[f"{c}_split"])},
     )
 
-# %% ../nbs/01_data.ipynb #fc726405
+# %% ../nbs/01_data.ipynb #211748fc
 def _index_row(smear: Smear, components: int | None) -> dict:
     height, width = smear.image.shape[:2]
     row = {"image": smear.name, "width": width, "height": height}
@@ -330,10 +403,12 @@ def write_dataset(
     "Write smears in the layout of ALL-IDB1, images as PNG; the folder appears when it is complete."
     from skimage.measure import label
 
+    if Path(root).exists():
+        raise InputError(f"{root} is there already; name a new folder.")
     with replacing(root) as part:
+        (part / "images").mkdir(parents=True)
         rows = []
         for smear in smears:
-            (part / "images").mkdir(parents=True, exist_ok=True)
             Image.fromarray(smear.image).save(part / "images" / f"{smear.name}.png")
             for folder, masks in (("masks", smear.masks), ("edges", smear.edges)):
                 for cell, mask in masks.items():

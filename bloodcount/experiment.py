@@ -8,7 +8,7 @@ __all__ = ['TRUTHS', 'WATERSHED_GRIDS', 'TABLES', 'SEGNET_TABLES', 'sample_data'
            'published', 'with_paper', 'count_results', 'instance_results', 'pixel_results', 'segnet_counts',
            'segnet_results', 'tile_results', 'write_results', 'counts_with_truth', 'benchmark_image', 'pipeline']
 
-# %% ../nbs/10_experiment.ipynb #224bf46c
+# %% ../nbs/10_experiment.ipynb #e6b28739
 import dataclasses
 import itertools
 import json
@@ -37,14 +37,7 @@ from bloodcount.evaluate import (
 )
 from .files import write_text
 from .report import RESULTS, pipeline_figure
-from bloodcount.segment import (
-    Maps,
-    kept_maps,
-    load_segmenter,
-    maps_name,
-    outline_maps,
-    truth_maps,
-)
+from .segment import Maps, kept_maps, load_segmenter, maps_name, outline_maps, truth_maps
 from .settings import PROJECT, Settings, code_digest, digest, load_settings
 from .synthetic import sample_smears
 from .tiles import grid_centres
@@ -183,7 +176,7 @@ def _pixel_rows(smear: Smear, cell: str, maps: Maps) -> list[dict]:
         for quantity, value in pixel_scores(map_, truth).items()
     ]
 
-# %% ../nbs/10_experiment.ipynb #e5b748ac
+# %% ../nbs/10_experiment.ipynb #ea7d9349
 def _settings_of(settings: Settings, cell: str) -> tuple:
     counted = {view: settings.count[view] for view, _ in views(settings, cell)}
     return settings.threshold[cell], counted, settings.evaluate.iou
@@ -198,9 +191,8 @@ def score(
     about: str = "",  # For the progress bar
 ) -> Scores:
     "Score images, those that are already scored from what was kept."
-    depends = digest(
-        _settings_of(run.settings, cell), code_digest("count", "evaluate", "experiment")
-    )
+    code = code_digest("data", "segment", "count", "evaluate", "experiment")
+    depends = digest(_settings_of(run.settings, cell), run.data.fingerprint, code)
     parts = {"counts": [], "matches": [], "pixels": []}
     for name in progress(list(images), about or cell):
         smear = read_smear(run.data, name, (cell,))
@@ -244,7 +236,7 @@ def score_network(
         f"{cell}, {run.weights}' weights",
     )  # fmt: skip
 
-# %% ../nbs/10_experiment.ipynb #99603ba6
+# %% ../nbs/10_experiment.ipynb #52cfb146
 def score_truth(
     run: Run,
     cell: str,
@@ -257,7 +249,7 @@ def score_truth(
     return score(
         run, cell, [name for name in _images(run, cell) if name in has],
         lambda smear: of(smear, cell),
-        lambda smear: f"{having} {run.data.fingerprint}",
+        lambda smear: having,
         f"{cell}, truth",
     )  # fmt: skip
 
@@ -294,7 +286,7 @@ WATERSHED_GRIDS = {
     "plt": {"min_distance": (6, 10, 15), "min_height": (2, 4, 6), "smooth": (0, 1, 2)},
 }
 
-# %% ../nbs/10_experiment.ipynb #7107a715
+# %% ../nbs/10_experiment.ipynb #e30179b3
 def published() -> pd.DataFrame:
     "Every number that the paper printed (data/paper/published.csv)."
     return pd.read_csv(PROJECT / "data" / "paper" / "published.csv")
@@ -322,8 +314,7 @@ def with_paper(
     keys = ["table", "cell", "quantity", "method", "images"]
     lookup = printed.drop_duplicates(keys).set_index(keys)["value"]
     wanted = pd.MultiIndex.from_frame(results[keys])
-    comparable = run.data.title.startswith("ALL-IDB1")
-    paper = lookup.reindex(wanted).to_numpy() if comparable else float("nan")
+    paper = lookup.reindex(wanted).to_numpy() if run.data.kind == "all-idb1" else float("nan")
     return results.assign(paper=paper, profile=run.settings.profile)[RESULTS]
 
 # %% ../nbs/10_experiment.ipynb #55099f91

@@ -93,7 +93,7 @@ class Network:
 
 MODELS = {"do_unet": Network(do_unet, margin=44, step=8)}
 
-# %% ../nbs/04_models.ipynb #03b1cfc1
+# %% ../nbs/04_models.ipynb #63608bdd
 def load_legacy_weights(
     model: keras.Model,
     path: str | Path,  # A weights file of Keras 2 (.h5), trained on BGR images
@@ -106,7 +106,7 @@ def load_legacy_weights(
             arrays = [[np.asarray(g[name]) for name in g.attrs["weight_names"]] for g in groups]
     except FileNotFoundError:
         raise IntegrityError(f"{path}: no such weights.") from None
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{path}: not a Keras 2 weights file ({error}).") from None
     arrays = [values for values in arrays if values]
     if [[a.shape for a in values] for values in arrays] != [

@@ -8,7 +8,7 @@ __all__ = ['ARTEFACTS', 'PAPER_NOTEBOOKS', 'VERSIONED', 'CODE', 'SECONDS_PER_MEG
            'run_notebook', 'gather_results', 'results_page', 'expected_minutes', 'all_series', 'run_series',
            'reproduce', 'publish_notebooks']
 
-# %% ../nbs/10_paper.ipynb #8d3fc385
+# %% ../nbs/10_paper.ipynb #09d71591
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ def verdict(
     missing = [name for name in declared_outputs(executed) if not (folder / name).exists()]
     return f"it did not write {', '.join(missing)}" if missing else ""
 
-# %% ../nbs/10_paper.ipynb #b54b14cf
+# %% ../nbs/10_paper.ipynb #feedafc3
 @contextlib.contextmanager
 def _screen(path: Path) -> Iterator[None]:
     "Show on this screen what the notebook's progress bars write to a file."
@@ -155,12 +156,10 @@ def execute(
         try:
             papermill.execute_notebook(
                 str(source), str(target), parameters, kernel_name="python3", progress_bar=False,
-                execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                execution_timeout=timeout, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )  # fmt: skip
-        except KeyboardInterrupt:
-            raise
         except Exception as error:  # noqa: BLE001 a dead kernel, a time-out, an error in a cell: many classes
-            raise RunError(f"{source.stem}: {_last_line(error)}") from None
+            raise RunError(f"{source.stem}: {_reason(error)}") from None
     executed = nbformat.read(target, as_version=4)
     if wrong := verdict(executed, target.parent):
         raise RunError(f"{source.stem}: {wrong}.")
@@ -178,9 +177,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _last_line(error: Exception) -> str:
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in str(error).splitlines()]
-    return next((line for line in reversed(lines) if line), type(error).__name__)
+def _reason(error: Exception) -> str:
+    "What went wrong in a line: the error that a cell raised, else papermill's own."
+    in_cell = hasattr(error, "ename")
+    said = f"{error.ename}: {error.evalue}" if in_cell else str(error)
+    return next((line for line in said.splitlines() if line.strip()), type(error).__name__)
 
 # %% ../nbs/10_paper.ipynb #6be3b7e8
 VERSIONED = (
@@ -230,7 +231,7 @@ def environment() -> dict:
         "versions": versions,
     }
 
-# %% ../nbs/10_paper.ipynb #6ba6c289
+# %% ../nbs/10_paper.ipynb #4e611e79
 # The modules that a paper notebook's numbers come from.
 CODE = "settings data synthetic tiles models segment count evaluate report experiment".split()
 
@@ -245,8 +246,7 @@ class Series:
     @property
     def name(self) -> str:
         "Profile and data, as a folder is named."
-        kind = {"ALL-IDB1": "all-idb1", "one": "one-smear", "synthetic": "synthetic"}
-        return f"{self.settings.profile}-{kind[self.data.title.split()[0]]}"
+        return f"{self.settings.profile}-{self.data.kind}"
 
     @property
     def folder(self) -> Path:
@@ -255,7 +255,7 @@ class Series:
 
     @property
     def official(self) -> bool:
-        "Whether this is the paper's protocol on the paper's data."
+        "Whether this is the paper's protocol on all of the paper's data."
         return self.name == "paper-all-idb1"
 
     @property
@@ -268,10 +268,12 @@ class Series:
         source = nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
         code = [(cell.cell_type, cell.source) for cell in source.cells if cell.cell_type == "code"]
         chosen = {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "paths"}
-        inputs = (self.data.fingerprint, packaged(), code_digest(*CODE), environment()["versions"])
-        return digest(code, declared_outputs(source), parameters, chosen, inputs)
+        printed = [sha256(path) for path in sorted((PROJECT / "data" / "paper").glob("*.csv"))]
+        inputs = (self.data.fingerprint, packaged(), printed)
+        made_by = (code, code_digest(*CODE), environment()["versions"])
+        return digest(declared_outputs(source), parameters, chosen, inputs, made_by)
 
-# %% ../nbs/10_paper.ipynb #78602688
+# %% ../nbs/10_paper.ipynb #8e3fa6f0
 def _read_provenance(series: Series, notebook: str) -> dict:
     try:
         return json.loads((series.folder / f"{notebook}.json").read_text())
@@ -283,6 +285,8 @@ def is_done(series: Series, notebook: str, parameters: dict) -> bool:
     "Whether a notebook's outputs are there, as they were written, from what they depend on now."
     known = _read_provenance(series, notebook)
     if known.get("key") != series.key(notebook, parameters):
+        return False
+    if not (series.folder / f"{notebook}.ipynb").exists():
         return False
     return all(
         (path := series.figures / name).exists() and sha256(path) == checksum
@@ -296,27 +300,23 @@ def run_notebook(
     parameters: dict,
 ) -> dict:  # Its provenance
     "Run one paper notebook; its outputs appear together when it has passed."
-    key, began = series.key(notebook, parameters), time.perf_counter()
-    staging = series.folder / f".{notebook}.{os.getpid()}"
-    executed_path = staging / f"{notebook}.ipynb"
-    try:
-        executed = execute(
-            PAPER_NOTEBOOKS / f"{notebook}.ipynb",
-            executed_path,
-            parameters,
-            series.settings.reproduce.timeout,
-        )
-        outputs = declared_outputs(executed)
-        checksums = {name: sha256(staging / name) for name in outputs}
-        for name in outputs:
-            target = series.figures / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / name, target)
-        os.replace(executed_path, series.folder / executed_path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    key, made_at, began = series.key(notebook, parameters), commit(), time.perf_counter()
+    name, failed = f"{notebook}.ipynb", series.folder / f"{notebook}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bloodcount-", ignore_cleanup_errors=True) as staging:
+        copy, timeout = Path(staging) / name, series.settings.reproduce.timeout
+        try:
+            outputs = declared_outputs(execute(PAPER_NOTEBOOKS / name, copy, parameters, timeout))
+        except RunError as error:
+            if copy.exists():
+                _place(copy, failed)
+            raise RunError(f"{error} (as far as it ran: {failed})") from None
+        checksums = {output: sha256(copy.parent / output) for output in outputs}
+        for output in outputs:
+            _place(copy.parent / output, series.figures / output)
+        _place(copy, series.folder / name)
     provenance = {
-        "notebook": notebook, "parameters": parameters, "key": key, "commit": commit(),
+        "notebook": notebook, "parameters": parameters, "key": key, "commit": made_at,
         "data": {"title": series.data.title, "fingerprint": series.data.fingerprint},
         "weights": packaged(), **environment(),
         "seconds": round(time.perf_counter() - began, 1), "outputs": checksums,
@@ -324,15 +324,20 @@ def run_notebook(
     write_text(series.folder / f"{notebook}.json", json.dumps(provenance, indent=1))
     return provenance
 
-# %% ../nbs/10_paper.ipynb #788b3cd7
+
+def _place(source: Path, target: Path) -> None:
+    "Copy a file, which may be to another disk; it appears whole."
+    with replacing(target) as part:
+        shutil.copyfile(source, part)
+
+# %% ../nbs/10_paper.ipynb #771277c1
 def gather_results(series: Series) -> pd.DataFrame:
     "All numbers of a series, as results.csv; rows in the order of the notebooks."
-    files = [
-        series.figures / name
-        for nb in notebooks()
-        for name in _read_provenance(series, nb).get("outputs", {})
-        if name.startswith("numbers/results_")
-    ]
+    sources = (
+        nbformat.read(PAPER_NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in notebooks()
+    )
+    outputs = [name for source in sources for name in declared_outputs(source)]
+    files = [series.figures / name for name in outputs if name.startswith("numbers/results_")]
     frames = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
     results = pd.concat([f for f in frames if len(f)] or [pd.DataFrame(columns=RESULTS)])
     write_text(series.figures / "results.csv", results.to_csv(index=False, lineterminator="\n"))
@@ -401,7 +406,7 @@ def all_series(profile: str) -> list[Series]:
         chosen.insert(0, Series(smoke, sample_data(smoke)))
     return chosen
 
-# %% ../nbs/10_paper.ipynb #56441fd5
+# %% ../nbs/10_paper.ipynb #550a2e68
 def run_series(series: Series, only: list[str]) -> list[str]:
     "Run the notebooks of a series that are not done; the names of those that failed."
     failed = []
@@ -439,15 +444,17 @@ def reproduce(
     publish: bool = False,  # Copy the executed outputs into nbs/paper
 ) -> int:  # Exit code
     "Run the paper's notebooks; raises `SettingsError`, `InputError`, `RunError` or `IntegrityError`."
-    only = [_known_notebook(name) for name in only or notebooks()]
+    only = list(dict.fromkeys(_known_notebook(name) for name in only or notebooks()))
     settings = load_settings(profile)
     print(f"The authors' weights: {settings.paths.authors}", flush=True)
     authors(settings.paths.authors)
-    failed = []
-    for series in all_series(profile):
+    chosen, failed = all_series(profile), []
+    if publish:
+        _only_official(chosen[-1])
+    for series in chosen:
         failed += run_series(series, only)
-        if publish and not failed:
-            publish_notebooks(series, only)
+    if publish and not failed:
+        publish_notebooks(chosen[-1], only)
     print(f"\n{len(failed)} failed: {', '.join(failed)}" if failed else "\nAll done.")
     return 1 if failed else 0
 
@@ -458,13 +465,10 @@ def _known_notebook(name: str) -> str:
         raise SettingsError(f"There is no paper notebook {name!r}. {hint(name, notebooks())}")
     return name
 
-# %% ../nbs/10_paper.ipynb #8a19c67d
+# %% ../nbs/10_paper.ipynb #15982eeb
 def publish_notebooks(series: Series, only: list[str]) -> None:
     "Put the outputs of the executed notebooks into nbs/paper; raises `InputError` for any but a real run."
-    if not series.official:
-        raise InputError(
-            "Only the paper's profile on ALL-IDB1 is published; nbs/paper is unchanged."
-        )
+    _only_official(series)
     for name in only:
         source = nbformat.read(PAPER_NOTEBOOKS / f"{name}.ipynb", as_version=4)
         executed = nbformat.read(series.folder / f"{name}.ipynb", as_version=4)
@@ -477,3 +481,10 @@ def publish_notebooks(series: Series, only: list[str]) -> None:
                     output.metadata = {}
         with replacing(PAPER_NOTEBOOKS / f"{name}.ipynb") as part:
             nbformat.write(source, part)
+
+
+def _only_official(series: Series) -> None:
+    if not series.official:
+        raise InputError(
+            "Only the paper's profile on all of ALL-IDB1 is published; nbs/paper is unchanged."
+        )

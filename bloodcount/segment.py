@@ -6,8 +6,10 @@
 __all__ = ['OUTPUTS', 'WEIGHTS', 'Maps', 'truth_maps', 'outline_maps', 'preprocess', 'cut', 'Segmenter', 'authors_weights',
            'load_segmenter', 'maps_name', 'kept_maps']
 
-# %% ../nbs/06_segment.ipynb #10d90816
+# %% ../nbs/06_segment.ipynb #e3a66fd9
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def preprocess(
     lab[..., 0] = clahe.apply(np.ascontiguousarray(lab[..., 0]))
     return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB).astype(np.float32) / 127.5 - 1
 
-# %% ../nbs/06_segment.ipynb #0fd4b224
+# %% ../nbs/06_segment.ipynb #998bd2f7
 def cut(
     probability: np.ndarray,  # (H, W) float32 in 0..1
     threshold: float | str,  # A probability, or "otsu"
@@ -74,7 +76,8 @@ def cut(
     "Where the probability is above the threshold."
     if threshold == "otsu":
         low, high = float(probability.min(initial=1)), float(probability.max(initial=0))
-        threshold = np.clip(threshold_otsu(probability), 0.1, 0.9) if low < high else 0.5
+        two_levels = high - low > 1e-3
+        threshold = np.clip(threshold_otsu(probability), 0.1, 0.9) if two_levels else 0.5
     return probability > threshold
 
 # %% ../nbs/06_segment.ipynb #ef0b858b
@@ -150,7 +153,7 @@ def load_segmenter(
     model = load_legacy_weights(MODELS["do_unet"].build(OUTPUTS[cell]), path)
     return Segmenter(cell, "do_unet", weights, checksum, model, settings)
 
-# %% ../nbs/06_segment.ipynb #c36cf805
+# %% ../nbs/06_segment.ipynb #d307ca4f
 def maps_name(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     segmenter: Segmenter,
@@ -166,6 +169,12 @@ def maps_name(
     return digest(pixels, made_by, code_digest("tiles", "models", "segment"))
 
 
+def _load_maps(path: Path) -> Maps:
+    with np.load(path, allow_pickle=False) as file:
+        planes = {k: file[k].astype(np.float32) for k in file.files}
+    return Maps(planes["mask"], planes.get("edge"))
+
+
 def kept_maps(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     segmenter: Segmenter,
@@ -173,13 +182,13 @@ def kept_maps(
 ) -> Maps:
     "The maps of an image, made once; 2 bytes a pixel and output before compression."
     path = Path(folder) / segmenter.cell / f"{maps_name(image, segmenter)}.npz"
-    if not path.exists():
-        maps = segmenter(image)
-        planes = {"mask": maps.mask, "edge": maps.edge}
-        with replacing(path) as part:
-            np.savez_compressed(
-                part, **{k: v.astype(np.float16) for k, v in planes.items() if v is not None}
-            )
-    with np.load(path, allow_pickle=False) as file:
-        planes = {k: file[k].astype(np.float32) for k in file.files}
-    return Maps(planes["mask"], planes.get("edge"))
+    try:
+        return _load_maps(path)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        maps = segmenter(image)  # none are kept, or the file is damaged
+    planes = {"mask": maps.mask, "edge": maps.edge}
+    with replacing(path) as part:
+        np.savez_compressed(
+            part, **{k: v.astype(np.float16) for k, v in planes.items() if v is not None}
+        )
+    return _load_maps(path)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'section', 'Count', 'Pixels', 'Area', 'Fraction', 'Threshold', 'Source',
-           'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds', 'CHT', 'CCL', 'Watershed',
-           'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest',
-           'code_digest']
+           'Folder', 'Range', 'Steps', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds',
+           'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile',
+           'load_settings', 'digest', 'code_digest']
 
-# %% ../nbs/00_settings.ipynb #51de26f1
+# %% ../nbs/00_settings.ipynb #02ed8384
 import configparser
 import dataclasses
 import hashlib
@@ -16,7 +16,15 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic.dataclasses import dataclass
 
 from .errors import SettingsError, hint
@@ -33,8 +41,8 @@ HOME = _checkout if PROJECT == _checkout else Path.cwd()
 PROFILES = ("paper", "laptop", "smoke")
 CELLS = ("rbc", "wbc", "plt")
 
-# %% ../nbs/00_settings.ipynb #dc098d8b
-def _pair(text: Any) -> Any:
+# %% ../nbs/00_settings.ipynb #46729f8a
+def _split(text: Any) -> Any:
     return tuple(text.split(",")) if isinstance(text, str) else text
 
 
@@ -45,23 +53,40 @@ def _number_if_any(text: Any) -> Any:
         return text
 
 
-section = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+def _folder(text: Any) -> Path:
+    if not str(text).strip():
+        raise ValueError("must name a folder")
+    return Path(text).expanduser()
+
+
+def _rising(values: tuple) -> tuple:
+    if values[0] > values[1]:
+        raise ValueError("must not be more at the start than at the end")
+    return values
+
+# %% ../nbs/00_settings.ipynb #0651a5fc
+section = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 Count = Annotated[int, Field(ge=1)]
 Pixels = Count
 Area = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[Fraction | Literal["otsu"], BeforeValidator(_number_if_any)]
 Source = Literal["mask", "edge", "mask_minus_edge"]
+Folder = Annotated[Path, BeforeValidator(_folder)]
+Range = Annotated[tuple[Pixels, Pixels], BeforeValidator(_split), AfterValidator(_rising)]
+Steps = Annotated[
+    tuple[Fraction, Fraction, Fraction], BeforeValidator(_split), AfterValidator(_rising)
+]
 
-# %% ../nbs/00_settings.ipynb #537c46fd
+# %% ../nbs/00_settings.ipynb #70cf70ea
 @section
 class Paths:
     "Folders; relative ones start at the project."
 
-    data: Path
-    authors: Path
-    runs: Path
-    figures: Path
+    data: Folder
+    authors: Folder
+    runs: Folder
+    figures: Folder
 
 
 @section
@@ -81,15 +106,17 @@ class Grid:
     output_size: Pixels
 
 
+def _side(tile: int) -> int:
+    if tile % 8 != 4:
+        raise ValueError("must be 4 more than a multiple of 8, as 188, 588 or 1084")
+    return tile
+
+
 @section
 class Segment:
     "Whole-image mapping: side of the network's input, px."
 
-    tile: Annotated[int, Field(ge=100, multiple_of=4)]
-
-    def __post_init__(self):
-        if self.tile % 8 != 4:
-            raise ValueError("must be 4 more than a multiple of 8, as 188, 588 or 1084")
+    tile: Annotated[int, Field(ge=100), AfterValidator(_side)]
 
 
 @section
@@ -99,16 +126,23 @@ class Thresholds:
     mask: Threshold
     edge: Threshold
 
-# %% ../nbs/00_settings.ipynb #e4da7c55
+# %% ../nbs/00_settings.ipynb #06eeff05
+def _none_of_edges(min_area: int, info: ValidationInfo) -> int:
+    if min_area and info.data.get("source") == "edge":
+        raise ValueError("must be 0 where the source is the edge, which is used uncut")
+    return min_area
+
+
 @section
 class CHT:
     "Circle Hough transform."
 
     source: Source
-    min_area: Area  # Components of the source below this are dropped first, px
+    # Components of the source below this are dropped first, px
+    min_area: Annotated[Area, AfterValidator(_none_of_edges)]
     dp: Annotated[float, Field(ge=1)]  # Pixels per accumulator cell
     min_distance: Pixels  # Between two centres, px
-    radius: Annotated[tuple[Pixels, Pixels], BeforeValidator(_pair)]  # Smallest, largest, px
+    radius: Range  # Smallest, largest, px
     canny: Annotated[float, Field(gt=0)]  # Upper threshold of the Canny edges (OpenCV's param1)
     votes: Annotated[float, Field(gt=0)]  # Accumulator threshold (OpenCV's param2)
 
@@ -128,7 +162,7 @@ class Watershed:
     source: Source
     min_area: Area
     min_distance: Pixels  # Between two markers, px
-    min_height: Annotated[float, Field(ge=0)]  # Distance to the background at a marker, px
+    min_height: Annotated[float, Field(ge=0)]  # Markers lie farther from the background, px
     smooth: Annotated[float, Field(ge=0)]  # Sigma of the Gaussian over the distances, px
 
 
@@ -139,20 +173,20 @@ class EDT:
     source: Source
     min_area: Area
     min_distance: Pixels  # Between two peaks, px
-    min_height: Annotated[float, Field(ge=0)]  # Distance to the background at a peak, px
+    min_height: Annotated[float, Field(ge=0)]  # Peaks lie farther from the background, px
     exclude_border: bool  # Leave out peaks within min_distance of the image's border
 
 
 METHODS = {"cht": CHT, "ccl": CCL, "watershed": Watershed, "edt": EDT}
 
-# %% ../nbs/00_settings.ipynb #a93d8b00
+# %% ../nbs/00_settings.ipynb #a986513d
 @section
 class Evaluate:
     "Intervals and the IoU thresholds of instance scores."
 
     bootstrap: Count  # Resamples
     confidence: Fraction
-    iou: Annotated[tuple[float, float, float], BeforeValidator(_pair)]  # Start, stop, step
+    iou: Steps  # Start, stop, step
 
 
 @section
@@ -212,43 +246,44 @@ class Settings:
     sample: Sample
     reproduce: Reproduce
 
-# %% ../nbs/00_settings.ipynb #1d27c07f
+# %% ../nbs/00_settings.ipynb #a82abbbc
 def _parse(path: Path) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None, default_section="(none)")
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     parser.optionxform = str
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such settings file.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}).") from None
     except (configparser.Error, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}.") from None
     return parser
 
-
-def _values(parser: configparser.ConfigParser, name: str, profile: str) -> dict[str, str]:
-    "The keys of `[name]`, with those of `[name:profile]` over them."
+# %% ../nbs/00_settings.ipynb #dc988d1d
+def _build(parser: configparser.ConfigParser, name: str, profile: str) -> Any:
+    "`[name]` with `[name:profile]` over it as its dataclass, or the sentence that says what is wrong."
     if name not in parser:
         raise SettingsError(f"settings.ini has no section [{name}]; every section is needed.")
-    changes = f"{name}:{profile}"
-    return {**parser[name], **(parser[changes] if changes in parser else {})}
-
-# %% ../nbs/00_settings.ipynb #49d4cb80
-def _build(name: str, kind: type, values: dict[str, str]) -> Any:
-    "One section as its dataclass, or the sentence that says what is wrong with it."
+    title = f"{name}:{profile}"
+    changes = parser[title] if title in parser else {}
+    values = {**parser[name], **changes}
+    where = {key: f"settings.ini [{title if key in changes else name}]" for key in values}
+    known = [field.name for field in dataclasses.fields(SECTIONS[name])]
+    for key in values:
+        if key not in known:
+            raise SettingsError(f"{where[key]} has an unknown key {key!r}. {hint(key, known)}")
+    for key in known:
+        if key not in values:
+            raise SettingsError(f"settings.ini [{name}] lacks the key {key!r}.")
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return TypeAdapter(SECTIONS[name]).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else "tile"
-    known = [field.name for field in dataclasses.fields(kind)]
-    if key not in known:
-        raise SettingsError(f"settings.ini [{name}] has an unknown key {key!r}. {hint(key, known)}")
-    if key not in values:
-        near = next((k for k in values if k not in known), None)
-        also = f" Is {near!r} meant?" if near else ""
-        raise SettingsError(f"settings.ini [{name}] lacks the key {key!r}.{also}")
-    reason = first["msg"].removeprefix("Value error, ")
-    raise SettingsError(f"settings.ini [{name}] {key} = {values[key]}: {reason}.")
+        first, *others = error.errors()
+    key = first["loc"][0]
+    reasons = [first["msg"], *(other["msg"] for other in others if other["loc"][0] == key)]
+    reason = "; ".join(dict.fromkeys(reasons)).removeprefix("Value error, ")
+    raise SettingsError(f"{where[key]} {key} = {values[key]}: {reason}.")
 
 # %% ../nbs/00_settings.ipynb #058fe1e0
 def _known_sections(parser: configparser.ConfigParser) -> None:
@@ -270,7 +305,7 @@ def known_profile(profile: str) -> str:
         raise SettingsError(f"There is no profile {profile!r}. {hint(profile, PROFILES)}")
     return profile
 
-# %% ../nbs/00_settings.ipynb #2702422e
+# %% ../nbs/00_settings.ipynb #30138d7b
 def load_settings(
     profile: str = "paper",  # One of PROFILES
     path: str | Path | None = None,  # The settings file; the project's own if None
@@ -282,12 +317,13 @@ def load_settings(
     _known_sections(parser)
     home = HOME if path == PROJECT / "settings.ini" else path.resolve().parent
     tree: dict[str, Any] = {}
-    for name, kind in SECTIONS.items():
+    for name in SECTIONS:
         *parents, leaf = name.split(".")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = _build(name, kind, _values(parser, name, profile))
+        built = {each: _build(parser, name, each) for each in PROFILES}
+        node[leaf] = built[profile]
     tree["paths"] = Paths(**{k: home / v for k, v in dataclasses.asdict(tree["paths"]).items()})
     return Settings(profile=profile, **tree)
 
