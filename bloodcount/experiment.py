@@ -6,7 +6,8 @@
 __all__ = ['TRUTHS', 'WATERSHED_GRIDS', 'TABLES', 'SEGNET_TABLES', 'sample_data', 'run_data', 'Run', 'start', 'progress',
            'groups', 'Scores', 'views', 'score_smear', 'score', 'maps_folder', 'score_network', 'score_truth', 'tune',
            'published', 'with_paper', 'count_results', 'instance_results', 'pixel_results', 'segnet_counts',
-           'segnet_results', 'tile_results', 'write_results', 'counts_with_truth', 'benchmark_image', 'pipeline']
+           'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth', 'benchmark_image',
+           'pipeline']
 
 # %% ../nbs/10_experiment.ipynb #e6b28739
 import dataclasses
@@ -122,7 +123,7 @@ def groups(
     chosen |= {side: [name for name in counted if name in part] for side, part in sides.items()}
     return {name: images for name, images in chosen.items() if images}
 
-# %% ../nbs/10_experiment.ipynb #7a549b14
+# %% ../nbs/10_experiment.ipynb #61d19145
 @dataclasses.dataclass(frozen=True)
 class Scores:
     "Long-form scores of one cell type, one row per image and what is scored."
@@ -147,13 +148,14 @@ def score_smear(
     cell: str,
     maps: Maps,
     settings: Settings,
+    counted: Sequence[tuple[str, str]] = (),  # Pairs of `views`; all if none is given
 ) -> dict[str, list[dict]]:  # Rows for the frames of `Scores`
     "All scores of one image."
     shape = smear.image.shape[:2]
     outlines = smear.polygons.get(cell)
     truth = None if outlines is None else instances_from_polygons(outlines, shape)
     counts, matches = [], []
-    for view, method in views(settings, cell):
+    for view, method in counted or views(settings, cell):
         cells = count(maps, view, method, settings)
         key = {"image": smear.name, "cell": view, "method": method}
         counts.append(key | {"predicted": len(cells)})
@@ -456,7 +458,7 @@ def tile_results(
                 rows.append(("T1", "truth", "none", cell, "", quantity, side, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
-# %% ../nbs/10_experiment.ipynb #676d1e6a
+# %% ../nbs/10_experiment.ipynb #65af03bf
 def write_results(
     run: Run,
     frames: Iterable[pd.DataFrame],
@@ -469,6 +471,51 @@ def write_results(
     text = results.round(6).to_csv(index=False, lineterminator="\n")
     write_text(run.folder / name, text)
     return results
+
+
+def sweep_threshold(
+    run: Run,
+    cell: str,
+    method: str,  # A key of COUNTERS
+    which: str,  # "mask" or "edge"
+    values: Sequence[float | str],  # Probabilities, or "otsu"
+    table: str,
+) -> pd.DataFrame:  # Columns RESULTS; quantities count_accuracy_at_VALUE and f1_50_at_VALUE
+    "What hangs on a threshold: scores of the benchmark's images when the maps are cut elsewhere."
+    segmenter = load_segmenter(cell, run.settings, run.weights)
+    truth = TRUTHS[cell][0]
+    images = sorted(
+        {name for part in groups(run.data, truth).values() for name in part}
+        & set(names(run.data, "rbc", having=["count"]))
+    )
+    counts, matches = {v: [] for v in values}, {v: [] for v in values}
+    for name in progress(images, f"{cell}, thresholds"):
+        smear = read_smear(run.data, name, (cell,))
+        maps = kept_maps(smear.image, segmenter, maps_folder(run.settings))
+        for value in values:
+            cut_at = dataclasses.replace(run.settings.threshold[cell], **{which: value})
+            settings = dataclasses.replace(
+                run.settings, threshold=run.settings.threshold | {cell: cut_at}
+            )
+            scored = score_smear(smear, cell, maps, settings, [(cell, method)])
+            counts[value] += scored["counts"]
+            matches[value] += scored["matches"]
+    frames = []
+    for value in values:
+        frame = count_results(
+            run, pd.DataFrame(counts[value]), truth, "do_unet", run.weights, table
+        )
+        frame = pd.concat(
+            [
+                frame,
+                instance_results(
+                    run, pd.DataFrame(matches[value]), truth, "do_unet", run.weights, table
+                ),
+            ]
+        )
+        frame = frame[frame["quantity"].isin(["count_accuracy", "f1_50"])]
+        frames.append(frame.assign(quantity=frame["quantity"] + f"_at_{value}", paper=float("nan")))
+    return pd.concat(frames)
 
 
 def counts_with_truth(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'RESULTS', 'COUNTING', 'number', 'images_title',
-           'counting_table', 'cells_table', 'pixel_table', 'ceiling_table', 'write_table', 'write_figure', 'overlay',
-           'annotation', 'smears_figure', 'agreement_figure', 'pipeline_figure']
+           'counting_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table', 'write_table',
+           'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure', 'pipeline_figure']
 
 # %% ../nbs/09_report.ipynb #7ff93324
 from collections.abc import Mapping, Sequence
@@ -127,7 +127,7 @@ def counting_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #b01298cc
+# %% ../nbs/09_report.ipynb #7e0f2e1a
 def cells_table(
     results: pd.DataFrame,
 ) -> pd.DataFrame:  # One row per model, weights, cell and method; text
@@ -171,6 +171,30 @@ def pixel_table(
                 rows.append(
                     {"map": CELL_TITLES[cell], "images": images, "measured by": who} | values
                 )
+    return pd.DataFrame(rows)
+
+
+def threshold_table(
+    results: pd.DataFrame,  # Of `sweep_threshold`
+) -> pd.DataFrame:  # One row per threshold; text
+    "Count accuracy, and F1 where cells are outlined, for each threshold."
+    quantity, _, value = results["quantity"].str.rpartition("_at_").to_numpy().T
+    rows = []
+    for threshold in dict.fromkeys(value):
+        part = results[value == threshold].assign(quantity=quantity[value == threshold])
+        groups = sorted(
+            part["images"].unique(), key=lambda g: (not g.startswith("all"), g == "test")
+        )
+        row = {"threshold": threshold}
+        row |= {
+            f"accuracy, {images_title(g)}": number(
+                _value(part, "count_accuracy", g), "count_accuracy"
+            )
+            for g in groups
+        }
+        if "f1_50" in set(part["quantity"]):
+            row |= {f"F1, {g}": number(_value(part, "f1_50", g)) for g in ("train", "test")}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

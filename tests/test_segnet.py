@@ -164,7 +164,7 @@ def convolutions(model: keras.Model) -> list[keras.layers.Layer]:
 def test_encoder_is_vgg16_but_for_batch_normalisation(vgg16, name, tmp_path):
     vgg16.save_weights(tmp_path / name) if name.endswith("h5") else vgg16.save(tmp_path / name)
     encoder = convolutions(segnet(encoder_weights=tmp_path / name))[:13]
-    known = keras.Model(vgg16.inputs, [layer.output for layer in convolutions(vgg16)])
+    known = keras.Model(vgg16.input, [layer.output for layer in convolutions(vgg16)])
     x = CHIPS
     for number, (layer, expected) in enumerate(zip(encoder, known(CHIPS[..., ::-1])), 1):
         x = keras.ops.relu(layer(x))
