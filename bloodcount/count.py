@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'Cells', 'cells_from_discs', 'cells_from_labels', 'components', 'look_at', 'ccl', 'distance', 'peaks',
-           'edt', 'watershed', 'cht', 'count']
+           'edt', 'basins', 'watershed', 'cht', 'count']
 
 # %% ../nbs/07_count.ipynb #d33cbc86
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Cells:
         row, col = self.centre.T
         return pd.DataFrame({"row": row, "col": col, "radius": self.radius, "area": self.area})
 
-# %% ../nbs/07_count.ipynb #2c9aac03
+# %% ../nbs/07_count.ipynb #81557acb
 def cells_from_discs(
     centre: np.ndarray,  # (n, 2), row and col, px
     radius: np.ndarray,  # (n,), px
@@ -57,25 +57,28 @@ def cells_from_labels(
     min_area: int = 0,  # Smaller regions are dropped, px
 ) -> Cells:  # In the order of their labels, which are renumbered without gaps
     "Cells known by their regions."
-    flat = labels.ravel()
-    area = np.bincount(flat, minlength=1)
+    area = np.bincount(labels.ravel(), minlength=1)
     keep = area >= max(min_area, 1)
     keep[0] = False
-    rows, cols = np.divmod(np.arange(flat.size), max(labels.shape[1], 1))
-    sums = [np.bincount(flat, weights=place, minlength=1)[keep] for place in (rows, cols)]
+    places = np.nonzero(labels)
+    owner = labels[places]
+    sums = [np.bincount(owner, weights=place, minlength=len(area))[keep] for place in places]
     renumber = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
     area = area[keep].astype(np.float32)
     centre = (np.stack(sums, axis=1) / area[:, None]).astype(np.float32)
     return Cells(centre, np.sqrt(area / np.pi), area, renumber[labels])
 
-# %% ../nbs/07_count.ipynb #61f980d8
+# %% ../nbs/07_count.ipynb #53c03f01
 def components(
     mask: np.ndarray,  # (H, W) bool
+    connectivity: int = 8,  # Or 4: pixels that touch at a corner are apart
 ) -> np.ndarray:  # (H, W) int32 label image
-    "8-connected components; one pixel is a component, and touching the border changes nothing."
+    "Connected components; one pixel is a component, and touching the border changes nothing."
     if mask.size == 0:
         return np.zeros(mask.shape, np.int32)
-    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)[1]
+    return cv2.connectedComponents(
+        mask.astype(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
+    )[1]
 
 
 def look_at(
@@ -141,7 +144,27 @@ def edt(
     found = peaks(height, settings.min_distance, settings.min_height, settings.exclude_border)
     return cells_from_discs(found, height[tuple(found.T)])
 
-# %% ../nbs/07_count.ipynb #88109437
+# %% ../nbs/07_count.ipynb #b931c7d5
+def basins(
+    height: np.ndarray,  # (H, W) float32
+    markers: np.ndarray,  # (n, 2) int, row and col
+    mask: np.ndarray,  # (H, W) bool, what is flooded
+) -> np.ndarray:  # (H, W) int32, 4-connected: marker i floods what has the label i + 1
+    "The watershed of a height, from markers downwards."
+    parts = components(mask, connectivity=4)
+    part = parts[tuple(markers.T)]
+    held = np.bincount(part, minlength=parts.max(initial=0) + 1)  # markers in each part
+    held[0] = 0
+    number = np.arange(1, len(markers) + 1, dtype=np.int32)
+    alone = np.zeros(len(held), np.int32)
+    alone[part] = number
+    alone[held != 1] = 0
+    shared = held[part] > 1
+    seeds = np.zeros(mask.shape, np.int32)
+    seeds[tuple(markers[shared].T)] = number[shared]
+    return alone[parts] + flood(-height, seeds, mask=(held > 1)[parts])
+
+# %% ../nbs/07_count.ipynb #ee475160
 def watershed(
     maps: Maps,
     threshold: Thresholds,
@@ -152,11 +175,9 @@ def watershed(
     height = distance(seen)
     if settings.smooth and height.size:
         height = cv2.GaussianBlur(height, (0, 0), settings.smooth)
-    markers = np.zeros(seen.shape, np.int32)
-    found = peaks(height, settings.min_distance, settings.min_height)
-    markers[tuple(found.T)] = np.arange(1, len(found) + 1)
+    markers = peaks(height, settings.min_distance, settings.min_height)
     everywhere = look_at(maps, threshold, "mask", settings.min_area)
-    return cells_from_labels(flood(-height, markers, mask=everywhere), 1)
+    return cells_from_labels(basins(height, markers, everywhere))
 
 # %% ../nbs/07_count.ipynb #73dc4392
 def cht(

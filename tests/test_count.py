@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from skimage.draw import disk
+from skimage.segmentation import watershed as flood
 
 from bloodcount.count import (
     COUNTERS,
     Cells,
+    basins,
     ccl,
     cells_from_discs,
     cells_from_labels,
@@ -282,17 +284,29 @@ def test_more_than_65535_cells():
     )
     peaks = found("edt", mask[:600, :600], SMALLEST)
     assert len(peaks) == 300 * 300 and (peaks.radius == 1).all()
-    basins = found("watershed", mask[:600, :600], SMALLEST)
-    assert len(basins) == 300 * 300 == basins.labels.max()
+    flooded = found("watershed", mask[:600, :600], SMALLEST)
+    assert len(flooded) == 300 * 300 == flooded.labels.max()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flooding_only_what_is_shared_is_the_watershed(seed):
+    rng = np.random.default_rng(seed)
+    mask = cv2.GaussianBlur(rng.standard_normal((200, 300)), (0, 0), 4) > 0
+    height = distance(mask)
+    places = rng.integers(0, mask.shape, (60, 2))
+    markers = np.zeros(mask.shape, np.int32)
+    markers[tuple(places.T)] = np.arange(1, len(places) + 1)
+    assert len(np.unique(places, axis=0)) == 60 and not mask[tuple(places.T)].all()
+    assert np.array_equal(basins(height, places, mask), flood(-height, markers, mask=mask))
 
 
 def test_two_that_touch():
     mask = discs((120, 170), (60, 58, 36), (60, 108, 36))
     assert len(found("ccl", mask)) == 1
-    basins = found("watershed", mask)
-    assert len(basins) == 2 == len(found("edt", mask)) == len(found("cht", mask))
-    assert np.array_equal(basins.labels > 0, mask), "every pixel of the mask belongs to a cell"
-    assert abs(basins.area[0] - basins.area[1]) < 0.02 * basins.area[0]
+    parted = found("watershed", mask)
+    assert len(parted) == 2 == len(found("edt", mask)) == len(found("cht", mask))
+    assert np.array_equal(parted.labels > 0, mask), "every pixel of the mask belongs to a cell"
+    assert abs(parted.area[0] - parted.area[1]) < 0.02 * parted.area[0]
 
 
 def test_an_edge_takes_cells_apart():
@@ -308,8 +322,8 @@ def test_an_edge_takes_cells_apart():
     markers = Watershed(
         source="mask_minus_edge", min_area=200, min_distance=20, min_height=10, smooth=1
     )
-    basins = watershed(maps, HALF, markers)
-    assert len(basins) == 2 and np.array_equal(basins.labels > 0, mask)
+    parted = watershed(maps, HALF, markers)
+    assert len(parted) == 2 and np.array_equal(parted.labels > 0, mask)
 
 
 def test_an_edge_is_needed_where_it_is_the_source():
