@@ -282,6 +282,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bloodcount.report._value': ('report.html#_value', 'bloodcount/report.py'),
                                    'bloodcount.report._with_interval': ('report.html#_with_interval', 'bloodcount/report.py'),
                                    'bloodcount.report.agreement_figure': ('report.html#agreement_figure', 'bloodcount/report.py'),
+                                   'bloodcount.report.agreement_table': ('report.html#agreement_table', 'bloodcount/report.py'),
                                    'bloodcount.report.annotation': ('report.html#annotation', 'bloodcount/report.py'),
                                    'bloodcount.report.ceiling_table': ('report.html#ceiling_table', 'bloodcount/report.py'),
                                    'bloodcount.report.cells_table': ('report.html#cells_table', 'bloodcount/report.py'),

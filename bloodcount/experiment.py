@@ -123,7 +123,7 @@ def groups(
     chosen |= {side: [name for name in counted if name in part] for side, part in sides.items()}
     return {name: images for name, images in chosen.items() if images}
 
-# %% ../nbs/10_experiment.ipynb #61d19145
+# %% ../nbs/10_experiment.ipynb #074ea817
 @dataclasses.dataclass(frozen=True)
 class Scores:
     "Long-form scores of one cell type, one row per image and what is scored."
@@ -131,6 +131,13 @@ class Scores:
     counts: pd.DataFrame  # image, cell, method, predicted
     matches: pd.DataFrame  # image, cell, method and the fields of evaluate.matching
     pixels: pd.DataFrame  # image, cell (rbc_mask, rbc_edge, wbc, plt), quantity, value
+
+
+_KEYS = {
+    "counts": ["image", "cell", "method", "predicted"],
+    "matches": ["image", "cell", "method", "thresh"],
+    "pixels": ["image", "cell", "quantity", "value"],
+}
 
 
 def views(settings: Settings, cell: str) -> list[tuple[str, str]]:
@@ -178,7 +185,7 @@ def _pixel_rows(smear: Smear, cell: str, maps: Maps) -> list[dict]:
         for quantity, value in pixel_scores(map_, truth).items()
     ]
 
-# %% ../nbs/10_experiment.ipynb #ea7d9349
+# %% ../nbs/10_experiment.ipynb #9a6cc697
 def _settings_of(settings: Settings, cell: str) -> tuple:
     counted = {view: settings.count[view] for view, _ in views(settings, cell)}
     return settings.threshold[cell], counted, settings.evaluate.iou
@@ -209,7 +216,12 @@ def score(
             write_text(kept, json.dumps(rows))
         for part, rows in json.loads(kept.read_text()).items():
             parts[part] += rows
-    return Scores(**{part: pd.DataFrame(rows) for part, rows in parts.items()})
+    return Scores(
+        **{
+            part: pd.DataFrame(rows, columns=None if rows else _KEYS[part])
+            for part, rows in parts.items()
+        }
+    )
 
 # %% ../nbs/10_experiment.ipynb #1f93f1f2
 def _images(run: Run, cell: str) -> list[str]:
@@ -319,7 +331,7 @@ def with_paper(
     paper = lookup.reindex(wanted).to_numpy() if run.data.kind == "all-idb1" else float("nan")
     return results.assign(paper=paper, profile=run.settings.profile)[RESULTS]
 
-# %% ../nbs/10_experiment.ipynb #55099f91
+# %% ../nbs/10_experiment.ipynb #a6e167c8
 def count_results(
     run: Run,
     counts: pd.DataFrame,  # image, cell, method, predicted
@@ -359,9 +371,7 @@ def instance_results(
 ) -> pd.DataFrame:  # Columns RESULTS
     "Precision, recall, F1 and AP of the found cells, pooled over each group of images."
     rows = []
-    for (cell, method), part in (
-        matches.groupby(["cell", "method"], sort=False) if len(matches) else ()
-    ):
+    for (cell, method), part in matches.groupby(["cell", "method"], sort=False):
         for group, images in groups(run.data, truth).items():
             frames = [part[part["image"] == name] for name in images]
             if all(len(frame) for frame in frames):
@@ -369,7 +379,7 @@ def instance_results(
                     rows.append((table, model, weights, cell, method, quantity, group, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
-# %% ../nbs/10_experiment.ipynb #99fa7726
+# %% ../nbs/10_experiment.ipynb #06dce2aa
 # The paper's names of the scores in its Table II; its Dice is the soft one.
 _TABLE_II = {
     "soft_dice": "dice",
@@ -389,10 +399,8 @@ def pixel_results(
     "Pixel scores, averaged over the training and the test images; dice is soft, as in Table II."
     rows = []
     for side in ("train", "test"):
-        part = pixels[pixels["image"].isin(names(run.data, cell, side))] if len(pixels) else pixels
-        for (name, quantity), values in (
-            part.groupby(["cell", "quantity"], sort=False)["value"] if len(part) else ()
-        ):
+        part = pixels[pixels["image"].isin(names(run.data, cell, side))]
+        for (name, quantity), values in part.groupby(["cell", "quantity"], sort=False)["value"]:
             rows.append(
                 (
                     table,
@@ -458,7 +466,7 @@ def tile_results(
                 rows.append(("T1", "truth", "none", cell, "", quantity, side, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
-# %% ../nbs/10_experiment.ipynb #65af03bf
+# %% ../nbs/10_experiment.ipynb #fbb74c8f
 def write_results(
     run: Run,
     frames: Iterable[pd.DataFrame],
@@ -509,7 +517,14 @@ def sweep_threshold(
             [
                 frame,
                 instance_results(
-                    run, pd.DataFrame(matches[value]), truth, "do_unet", run.weights, table
+                    run,
+                    pd.DataFrame(
+                        matches[value], columns=None if matches[value] else _KEYS["matches"]
+                    ),
+                    truth,
+                    "do_unet",
+                    run.weights,
+                    table,
                 ),
             ]
         )

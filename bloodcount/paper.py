@@ -36,22 +36,25 @@ from .files import replacing, sha256, write_text
 from .report import RESULTS
 from .settings import PROJECT, Settings, code_digest, digest, load_settings
 
-# %% ../nbs/10_paper.ipynb #22b0254e
+# %% ../nbs/10_paper.ipynb #5a0fe300
 ARTEFACTS = {
     "table_1": ("01_dataset", "Table I. Images and tiles"),
     "figure_1": ("01_dataset", "Figure 1. Six fields as they are annotated"),
     "table_rbc": ("02_rbc", "Red cells: counting with the authors' weights"),
     "table_rbc_cells": ("02_rbc", "Red cells: is each cell found?"),
+    "table_rbc_agreement": ("02_rbc", "Red cells: how well the counts agree"),
     "table_rbc_thresholds": ("02_rbc", "Red cells: what hangs on a threshold"),
     "table_rbc_pixels": ("02_rbc", "Red cells: are the pixels right?"),
     "figure_rbc": ("02_rbc", "Red cells: predicted against real counts"),
     "figure_rbc_field": ("02_rbc", "Red cells: one field, four methods"),
     "table_wbc": ("03_wbc", "White cells: counting with the authors' weights"),
+    "table_wbc_agreement": ("03_wbc", "White cells: how well the counts agree"),
     "table_wbc_thresholds": ("03_wbc", "White cells: what hangs on a threshold"),
     "table_wbc_pixels": ("03_wbc", "White cells: are the pixels right?"),
     "figure_wbc": ("03_wbc", "White cells: predicted against real counts"),
     "figure_wbc_field": ("03_wbc", "White cells: one field, four methods"),
     "table_plt": ("04_plt", "Platelets: counting with the authors' weights"),
+    "table_plt_agreement": ("04_plt", "Platelets: how well the counts agree"),
     "table_plt_thresholds": ("04_plt", "Platelets: what hangs on a threshold"),
     "table_plt_pixels": ("04_plt", "Platelets: are the pixels right?"),
     "figure_plt": ("04_plt", "Platelets: predicted against real counts"),

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CELL_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'RESULTS', 'COUNTING', 'number', 'images_title',
-           'counting_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table', 'write_table',
-           'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure', 'pipeline_figure']
+           'counting_table', 'agreement_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table',
+           'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
+           'pipeline_figure']
 
 # %% ../nbs/09_report.ipynb #7ff93324
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def number(
     decimals = _DECIMALS.get(quantity, 2 if quantity.startswith(tuple(_PERCENT)) else 3)
     return f"{value:,.{decimals}f}"
 
-# %% ../nbs/09_report.ipynb #ca685caf
+# %% ../nbs/09_report.ipynb #4cd29957
 # The columns of results.csv.
 RESULTS = [
     "table",
@@ -93,16 +94,17 @@ def _counted_by(key: tuple[str, str, str, str]) -> dict[str, str]:
 
 def images_title(group: str) -> str:
     "The name of a group of images in a heading: all13 is '13 images'."
-    return f"{group.removeprefix('all')} images" if group.startswith("all") else group
+    size = group.removeprefix("all")
+    return group if size == group else f"{size} image{'' if size == '1' else 's'}"
 
-# %% ../nbs/09_report.ipynb #0033a332
+# %% ../nbs/09_report.ipynb #9bdebc0b
 COUNTING = ["model", "weights", "cell", "method"]
 
 
 def counting_table(
     results: pd.DataFrame,  # Long form, columns RESULTS
 ) -> pd.DataFrame:  # One row per model, weights, cell and method; text
-    "Count accuracy over every group of images, the paper's before ours; bias, MAE and CCC of the test images."
+    "Count accuracy over every group of images, the paper's before ours; the bias of the test images."
     results = results[results["method"] != ""]
     accuracy = results[results["quantity"] == "count_accuracy"]
     columns = sorted(
@@ -118,16 +120,60 @@ def counting_table(
                     _value(part, "count_accuracy", group, "paper"), "count_accuracy"
                 )
             row[images_title(group)] = _with_interval(part, group)
-        for quantity, title in (
-            ("bias", "bias, test, %"),
-            ("mae", "MAE, test"),
-            ("ccc", "CCC, test"),
-        ):
-            row[title] = number(_value(part, quantity, "test"), quantity)
+        row["bias, test, %"] = number(_value(part, "bias", "test"), "bias")
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #7e0f2e1a
+# %% ../nbs/09_report.ipynb #c6a0d555
+def agreement_table(
+    results: pd.DataFrame,  # Long form, columns RESULTS
+) -> (
+    pd.DataFrame
+):  # One row per model, weights, cell and method, for all images and for the test images; text
+    "How well counts agree with the real ones, as the field scores it."
+    rows = []
+    for key, part in results[results["quantity"] == "ba_bias"].groupby(COUNTING, sort=False):
+        sizes = [group for group in part["images"].unique() if group.startswith("all")]
+        scores = results[(results[COUNTING] == list(key)).all(axis=1)]
+        for group in [
+            *sorted(sizes, key=lambda g: int(g[3:]))[-1:],
+            *({"test"} & set(part["images"])),
+        ]:
+            value = {
+                q: _value(scores, q, group)
+                for q in (
+                    "mae",
+                    "mape",
+                    "bias",
+                    "ba_bias",
+                    "ba_low",
+                    "ba_high",
+                    "ccc",
+                    "poisson_share",
+                )
+            }
+            row = _counted_by(key) | {
+                "images": images_title(group),
+                "MAE": number(value["mae"], "mae"),
+            }
+            row |= {
+                "MAPE, %": number(value["mape"], "mape"),
+                "bias, %": number(value["bias"], "bias"),
+            }
+            limits = (
+                f" [{value['ba_low']:.1f}, {value['ba_high']:.1f}]"
+                if np.isfinite(value["ba_low"])
+                else ""
+            )
+            row["Bland-Altman bias [limits], cells"] = f"{value['ba_bias']:.1f}{limits}"
+            row |= {
+                "CCC": number(value["ccc"], "ccc"),
+                "within Poisson": number(value["poisson_share"], "poisson_share"),
+            }
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def cells_table(
     results: pd.DataFrame,
 ) -> pd.DataFrame:  # One row per model, weights, cell and method; text
@@ -218,7 +264,7 @@ def ceiling_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #5d1c9684
+# %% ../nbs/09_report.ipynb #c2a0f060
 def write_table(
     path: str | Path,  # Without suffix
     table: pd.DataFrame,
@@ -229,7 +275,10 @@ def write_table(
     path = Path(path)
     with replacing(path.with_suffix(".csv")) as part:
         table.to_csv(part, index=False, lineterminator="\n")
-    markdown = table.to_markdown(index=False, disable_numparse=True)
+    markdown = (
+        table.to_markdown(index=False, disable_numparse=True)
+        or "No image here has what this table needs."
+    )
     write_text(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n\n*{source}*\n")
     return table
 
@@ -304,14 +353,17 @@ def smears_figure(
         ax.axis("off")
     return figure
 
-# %% ../nbs/09_report.ipynb #4107c19f
+# %% ../nbs/09_report.ipynb #a7f6486a
 def agreement_figure(
     counts: pd.DataFrame,  # Columns image, split, method, real, predicted
     title: str,
 ) -> Figure:
     "Predicted counts over real ones, training and test images apart."
     methods = [m for m in METHOD_TITLES if m in set(counts["method"])]
-    figure = Figure(figsize=(2.9 * len(methods), 3.1), layout="constrained")
+    figure = Figure(figsize=(2.9 * max(len(methods), 1), 3.1), layout="constrained")
+    if not methods:
+        figure.text(0.5, 0.5, "No image here has a real count.", ha="center")
+        return figure
     top = max(float(counts[["real", "predicted"]].max().max()), 1) * 1.05
     line = np.linspace(0, top, 200)
     for ax, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods):
