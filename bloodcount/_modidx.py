@@ -252,6 +252,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.paper.Series.key': ('paper.html#series.key', 'bloodcount/paper.py'),
                                   'bloodcount.paper.Series.name': ('paper.html#series.name', 'bloodcount/paper.py'),
                                   'bloodcount.paper.Series.official': ('paper.html#series.official', 'bloodcount/paper.py'),
+                                  'bloodcount.paper.Series.provenance': ('paper.html#series.provenance', 'bloodcount/paper.py'),
                                   'bloodcount.paper._about': ('paper.html#_about', 'bloodcount/paper.py'),
                                   'bloodcount.paper._environment': ('paper.html#_environment', 'bloodcount/paper.py'),
                                   'bloodcount.paper._groups': ('paper.html#_groups', 'bloodcount/paper.py'),

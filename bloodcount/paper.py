@@ -237,7 +237,7 @@ def environment() -> dict:
         "versions": versions,
     }
 
-# %% ../nbs/10_paper.ipynb #4e611e79
+# %% ../nbs/10_paper.ipynb #aa7267ef
 # The modules that a paper notebook's numbers come from.
 CODE = "settings data synthetic tiles models segment count evaluate report experiment".split()
 
@@ -256,7 +256,7 @@ class Series:
 
     @property
     def folder(self) -> Path:
-        "Where executed notebooks and provenance are kept."
+        "Where executed notebooks are kept."
         return self.settings.paths.runs / self.name
 
     @property
@@ -269,6 +269,10 @@ class Series:
         "Where figures and tables go."
         return self.settings.paths.figures if self.official else self.folder / "figures"
 
+    def provenance(self, notebook: str) -> Path:
+        "Where the file stands that says where a notebook's figures and tables come from."
+        return self.figures / "provenance" / f"{notebook}.json"
+
     def key(self, notebook: str, parameters: dict) -> str:
         "A name for all that a notebook's outputs depend on."
         source = nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
@@ -279,10 +283,10 @@ class Series:
         made_by = (code, code_digest(*CODE), environment()["versions"])
         return digest(declared_outputs(source), parameters, chosen, inputs, made_by)
 
-# %% ../nbs/10_paper.ipynb #8e3fa6f0
+# %% ../nbs/10_paper.ipynb #8c31996c
 def _read_provenance(series: Series, notebook: str) -> dict:
     try:
-        return json.loads((series.folder / f"{notebook}.json").read_text())
+        return json.loads(series.provenance(notebook).read_text())
     except (FileNotFoundError, ValueError):
         return {}
 
@@ -327,7 +331,7 @@ def run_notebook(
         "weights": packaged(), **environment(),
         "seconds": round(time.perf_counter() - began, 1), "outputs": checksums,
     }  # fmt: skip
-    write_text(series.folder / f"{notebook}.json", json.dumps(provenance, indent=1))
+    write_text(series.provenance(notebook), json.dumps(provenance, indent=1))
     return provenance
 
 
@@ -336,7 +340,7 @@ def _place(source: Path, target: Path) -> None:
     with replacing(target) as part:
         shutil.copyfile(source, part)
 
-# %% ../nbs/10_paper.ipynb #771277c1
+# %% ../nbs/10_paper.ipynb #e4828137
 def gather_results(series: Series) -> pd.DataFrame:
     "All numbers of a series, as results.csv; rows in the order of the notebooks."
     sources = (
@@ -363,7 +367,7 @@ def results_page(series: Series) -> str:
         else:
             lines.append("Not made yet.\n")
         link = os.path.relpath(PAPER_NOTEBOOKS / f"{notebook}.ipynb", series.figures)
-        lines.append(f"From [{notebook}]({link}).\n")
+        lines.append(f"From [{notebook}]({link}); [provenance](provenance/{notebook}.json).\n")
     page = "\n".join(lines)
     write_text(series.figures / "README.md", page)
     return page
@@ -380,6 +384,7 @@ def _about(series: Series) -> str:
         "Made by `bloodcount reproduce`; do not edit. Every number stands in `results.csv`, in long form, with the "
         "paper's beside it where it printed one. The weights are those that the paper's authors published; the networks "
         "of the paper's own tables were never published, so its numbers and a rerun of these weights differ. "
+        "`provenance/` says for each notebook which commit, data, weights, versions and machine made its outputs. "
         "Accuracies are percent; brackets are 95 % bootstrap intervals over images. Most of the 13 benchmark images "
         "were training images: the columns `train` and `test` keep them apart."
     )
