@@ -200,7 +200,7 @@ def cht(
     circles = np.zeros((0, 3)) if circles is None else circles.reshape(-1, 3)
     return cells_from_discs(circles[:, 1::-1], circles[:, 2])
 
-# %% ../nbs/07_count.ipynb #ca31d03c
+# %% ../nbs/07_count.ipynb #1293de6d
 COUNTERS: dict[str, Callable[[Maps, Thresholds, Any], Cells]] = {
     "cht": cht,
     "ccl": ccl,
@@ -226,4 +226,10 @@ def count(
         raise SettingsError(
             f"There is no method {method!r} to count {cell!r}. {hint(method, methods)}"
         )
-    return COUNTERS[method](maps, settings.threshold[cell.partition("_")[0]], methods[method])
+    # As kept maps are rounded: a fresh map and a kept one give the same cells, also by CHT, which feels the last digit.
+    planes = (
+        p if p is None else p.astype(np.float16).astype(np.float32) for p in (maps.mask, maps.edge)
+    )
+    return COUNTERS[method](
+        Maps(*planes), settings.threshold[cell.partition("_")[0]], methods[method]
+    )

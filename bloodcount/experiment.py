@@ -267,7 +267,7 @@ def score_truth(
         f"{cell}, truth",
     )  # fmt: skip
 
-# %% ../nbs/10_experiment.ipynb #86869927
+# %% ../nbs/10_experiment.ipynb #4e1d88fa
 def tune(
     run: Run,
     cell: str,
@@ -293,10 +293,10 @@ def tune(
     return frame.sort_values("count_accuracy", ascending=False, kind="stable", ignore_index=True)
 
 
-# The grids of the watershed, by cell type.
+# The grids that were searched for the watershed, by cell type.
 WATERSHED_GRIDS = {
     "rbc": {"min_distance": (15, 20, 25), "min_height": (4, 6, 8), "smooth": (0, 1, 2)},
-    "wbc": {"min_distance": (30, 40, 50), "min_height": (18, 24, 30), "smooth": (0, 2, 4)},
+    "wbc": {"min_distance": (40, 50), "min_height": (18, 21, 24, 27, 30), "smooth": (2, 4)},
     "plt": {"min_distance": (6, 10, 15), "min_height": (2, 4, 6), "smooth": (0, 1, 2)},
 }
 
