@@ -8,7 +8,7 @@ __all__ = ['CELL_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'RESULTS',
            'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
            'pipeline_figure']
 
-# %% ../nbs/09_report.ipynb #7ff93324
+# %% ../nbs/09_report.ipynb #9a042fac
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
+from IPython.display import Image
 from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
@@ -264,7 +265,7 @@ def ceiling_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #c2a0f060
+# %% ../nbs/09_report.ipynb #91b3aa1e
 def write_table(
     path: str | Path,  # Without suffix
     table: pd.DataFrame,
@@ -283,13 +284,13 @@ def write_table(
     return table
 
 
-def write_figure(path: str | Path, figure: Figure, source: str) -> Figure:
-    "A figure as PNG, with its source written under it and into the file; no date, so it can be compared."
+def write_figure(path: str | Path, figure: Figure, source: str) -> Image:
+    "A figure as PNG, with its source under it and in the file, and no date, so that files compare; what was written, to show."
     figure.text(1, -0.01, source, ha="right", va="top", fontsize=6, color="#555555")
     with replacing(path) as part:
         metadata = {"Software": "bloodcount", "Description": source}
         figure.savefig(part, dpi=110, bbox_inches="tight", metadata=metadata)
-    return figure
+    return Image(data=Path(path).read_bytes())
 
 # %% ../nbs/09_report.ipynb #b9e4bf47
 def overlay(
