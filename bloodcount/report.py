@@ -8,7 +8,8 @@ __all__ = ['CELL_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'RESULTS',
            'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
            'pipeline_figure']
 
-# %% ../nbs/09_report.ipynb #9a042fac
+# %% ../nbs/09_report.ipynb #58c8dc40
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image
 from matplotlib.figure import Figure
+from PIL.PngImagePlugin import PngInfo
 from skimage.segmentation import find_boundaries
 
 from .count import Cells
@@ -265,7 +268,7 @@ def ceiling_table(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #91b3aa1e
+# %% ../nbs/09_report.ipynb #8fd007c2
 def write_table(
     path: str | Path,  # Without suffix
     table: pd.DataFrame,
@@ -285,11 +288,14 @@ def write_table(
 
 
 def write_figure(path: str | Path, figure: Figure, source: str) -> Image:
-    "A figure as PNG, with its source under it and in the file, and no date, so that files compare; what was written, to show."
+    "A figure as PNG of 128 colours, its source under it and in the file, no date, so that files compare; to show."
     figure.text(1, -0.01, source, ha="right", va="top", fontsize=6, color="#555555")
+    drawn, about = io.BytesIO(), PngInfo()
+    figure.savefig(drawn, dpi=110, bbox_inches="tight")
+    about.add_text("Description", source)
+    few = PIL.Image.open(drawn).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
     with replacing(path) as part:
-        metadata = {"Software": "bloodcount", "Description": source}
-        figure.savefig(part, dpi=110, bbox_inches="tight", metadata=metadata)
+        few.save(part, "PNG", optimize=True, pnginfo=about)
     return Image(data=Path(path).read_bytes())
 
 # %% ../nbs/09_report.ipynb #b9e4bf47
