@@ -476,7 +476,7 @@ def _known_notebook(name: str) -> str:
         raise SettingsError(f"There is no paper notebook {name!r}. {hint(name, notebooks())}")
     return name
 
-# %% ../nbs/10_paper.ipynb #15982eeb
+# %% ../nbs/10_paper.ipynb #679da643
 def publish_notebooks(series: Series, only: list[str]) -> None:
     "Put the outputs of the executed notebooks into nbs/paper; raises `InputError` for any but a real run."
     _only_official(series)
@@ -489,7 +489,8 @@ def publish_notebooks(series: Series, only: list[str]) -> None:
                 licensed = "licensed" in cell.metadata.get("tags", [])
                 cell.outputs = [] if licensed else outputs.get(cell.id, [])
                 for output in cell.outputs:
-                    output.metadata = {}
+                    if "metadata" in output:
+                        output.metadata = {}
         with replacing(PAPER_NOTEBOOKS / f"{name}.ipynb") as part:
             nbformat.write(source, part)
 

@@ -128,7 +128,11 @@ def alive(process: int) -> bool:
 def test_nothing_of_a_failed_notebook_counts(series, scratch, capsys, fault, last):
     cell, reason = FAULTS[fault]
     write_notebook("01_broken", *((ANSWER, cell) if last else (cell, ANSWER)))
-    old = {"figures/answer.txt": "old", "01_broken.ipynb": "{}", "figures/provenance/01_broken.json": '{"key": "old"}'}
+    old = {
+        "figures/answer.txt": "old",
+        "01_broken.ipynb": "{}",
+        "figures/provenance/01_broken.json": '{"key": "old"}',
+    }
     for name, text in old.items():
         (series.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (series.folder / name).write_text(text)
@@ -228,7 +232,9 @@ def test_what_has_changed_is_done_again(series, tmp_path, monkeypatch):
     assert not paper.is_done(series, "01_whole", PARAMETERS)
 
 
-@pytest.mark.parametrize("name", ["figures/answer.txt", "figures/provenance/01_whole.json", "01_whole.ipynb"])
+@pytest.mark.parametrize(
+    "name", ["figures/answer.txt", "figures/provenance/01_whole.json", "01_whole.ipynb"]
+)
 def test_what_was_tampered_with_or_removed_is_made_anew(series, name):
     write_notebook("01_whole", ANSWER)
     assert paper.reproduce("smoke") == 0
@@ -358,7 +364,10 @@ def test_the_runner_is_stopped(series, tmp_path, authors_folder, stop, code):
     runner.send_signal(stop)
     assert runner.wait(timeout=30) == code
     wait_for(lambda: not alive(kernel), seconds=15)
-    assert set(files(home / "runs" / "smoke-synthetic")) == {"01_whole.ipynb", "figures/provenance/01_whole.json"}
+    assert set(files(home / "runs" / "smoke-synthetic")) == {
+        "01_whole.ipynb",
+        "figures/provenance/01_whole.json",
+    }
     log = (home / "log").read_text()
     assert "03_never ..." not in log
     if stop == signal.SIGINT:
@@ -391,7 +400,9 @@ def resumed(tmp_path_factory, authors_folder) -> tuple[Path, dict]:
 
 
 def provenance(home: Path, name: str) -> dict:
-    return json.loads((home / "runs" / "smoke-synthetic" / "figures" / "provenance" / f"{name}.json").read_text())
+    return json.loads(
+        (home / "runs" / "smoke-synthetic" / "figures" / "provenance" / f"{name}.json").read_text()
+    )
 
 
 def tables(home: Path) -> dict[str, bytes]:
