@@ -156,7 +156,7 @@ def test_a_file_that_was_promised_and_not_written(series):
     write_notebook("01_short", ANSWER, writes=("answer.txt", "table.csv"))
     with pytest.raises(RunError, match=r"^01_short: it did not write table\.csv\."):
         paper.run_notebook(series, "01_short", PARAMETERS)
-    assert not files(series.folder)
+    assert set(files(series.folder)) == {"01_short.failed.ipynb"}
 
 
 def test_a_failed_notebook_does_not_stop_the_others(series, capsys):
