@@ -685,7 +685,7 @@ def test_where_the_real_data_are(tmp_path, smears, monkeypatch):
     source = (load_settings().paths.data.parents[1] / "settings.ini").read_text()
     source = source.replace("data = data/all-idb1\nauthors = data/authors", text)
     (tmp_path / "settings.ini").write_text(source)
-    settings = load_settings("paper", tmp_path / "settings.ini")
+    settings = load_settings("paper", path=tmp_path / "settings.ini")
     monkeypatch.delenv("BLOODCOUNT_DATA", raising=False)
     with pytest.raises(InputError, match="bloodcount data authors"):
         real_data(settings)

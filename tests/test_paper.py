@@ -215,7 +215,7 @@ def test_what_has_changed_is_done_again(series, tmp_path, monkeypatch):
     assert changed != text
     for name, content in (("same", text), ("changed", changed)):
         (tmp_path / f"{name}.ini").write_text(content)
-        settings = load_settings("smoke", tmp_path / f"{name}.ini")
+        settings = load_settings("smoke", path=tmp_path / f"{name}.ini")
         settings = dataclasses.replace(settings, paths=series.settings.paths)
         other = dataclasses.replace(series, settings=settings)
         assert paper.is_done(other, "01_whole", PARAMETERS) == (name == "same")

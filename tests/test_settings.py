@@ -45,7 +45,7 @@ def refused(ini, tmp_path):
         with open(tmp_path / "settings.ini", "w", encoding="utf-8") as file:
             ini.write(file)
         with pytest.raises(SettingsError) as error:
-            load_settings(profile, tmp_path / "settings.ini")
+            load_settings(profile, path=tmp_path / "settings.ini")
         assert "\n" not in str(error.value) and str(error.value).endswith((".", "?"))
         return str(error.value)
 
@@ -185,7 +185,7 @@ def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
     ini["count.rbc.cht:laptop"] = {"votes": "21", "radius": "30, 57"}
     with open(tmp_path / "settings.ini", "w", encoding="utf-8") as file:
         ini.write(file)
-    paper, laptop = (load_settings(p, tmp_path / "settings.ini") for p in ("paper", "laptop"))
+    paper, laptop = (load_settings(p, path=tmp_path / "settings.ini") for p in ("paper", "laptop"))
     changed = laptop.count["rbc"]["cht"]
     assert (changed.votes, changed.radius) == (21, (30, 57))
     assert dataclasses.replace(changed, votes=20, radius=(29, 56)) == paper.count["rbc"]["cht"]
@@ -196,7 +196,7 @@ def test_relative_folders_start_at_the_file(ini, tmp_path):
     ini["paths"].update(data="elsewhere/all", runs="/somewhere/runs", figures="~/figures")
     with open(tmp_path / "settings.ini", "w", encoding="utf-8") as file:
         ini.write(file)
-    paths = load_settings("smoke", tmp_path / "settings.ini").paths
+    paths = load_settings("smoke", path=tmp_path / "settings.ini").paths
     assert paths.data == tmp_path / "elsewhere" / "all" and paths.runs == Path("/somewhere/runs")
     assert paths.figures == Path.home() / "figures"
 
@@ -223,21 +223,21 @@ def test_a_file_that_is_no_settings_file(tmp_path, before, after, says):
     assert text.count(before) == 1
     (tmp_path / "settings.ini").write_bytes(text.replace(before, after))
     with pytest.raises(SettingsError, match=says) as error:
-        load_settings("smoke", tmp_path / "settings.ini")
+        load_settings("smoke", path=tmp_path / "settings.ini")
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     for path in (tmp_path / "none.ini", tmp_path):
         with pytest.raises(SettingsError, match=str(path)):
-            load_settings("smoke", path)
+            load_settings("smoke", path=path)
 
 
 def test_a_windows_editor_changes_nothing(tmp_path):
     text = (PROJECT / "settings.ini").read_bytes()
     shutil.copy(PROJECT / "settings.ini", tmp_path / "ours.ini")
     (tmp_path / "theirs.ini").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
-    ours, theirs = (load_settings("smoke", tmp_path / f"{n}.ini") for n in ("ours", "theirs"))
+    ours, theirs = (load_settings("smoke", path=tmp_path / f"{n}.ini") for n in ("ours", "theirs"))
     assert ours == theirs
 
 
