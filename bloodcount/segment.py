@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'Maps', 'truth_maps', 'outline_maps', 'cut', 'Segmenter', 'authors_weights', 'trained_weights',
-           'load_segmenter', 'maps_name', 'kept_maps']
+           'load_segmenter', 'maps_name', 'kept_maps', 'write_masks', 'read_masks', 'masks_name']
 
-# %% ../nbs/06_segment.ipynb #41bb6fd9
+# %% ../nbs/06_segment.ipynb #e14722ac
 import hashlib
 import importlib.util
-import json
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from typing import Any
 import numpy as np
 from skimage.filters import threshold_otsu
 
-from .data import Smear, polygon_mask
+from .data import Smear, content_sha256, polygon_mask, read_mask, write_mask
 from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
-from .files import replacing, sha256
+from .files import read_card, replacing, sha256
 from .settings import CELLS, Settings, code_digest, digest
 from .tiles import equalise, map_tiles, plan_tiles, to_input
 
@@ -110,7 +109,7 @@ class Segmenter:
         rim = MODELS[self.network].margin - (len(tile) - len(planes)) // 2
         return planes[rim : len(planes) - rim, rim : planes.shape[1] - rim]
 
-# %% ../nbs/06_segment.ipynb #39316fc9
+# %% ../nbs/06_segment.ipynb #2da8ab9d
 # The weights that the package brings: a folder as training leaves it for each cell type.
 SHIPPED = Path(importlib.util.find_spec("bloodcount").origin).parent / "weights"
 
@@ -139,15 +138,11 @@ def trained_weights(
     cell: str,
 ) -> tuple[str, Path, str]:  # The network's name, the file and its SHA-256
     "The weights of a trained model, verified; raises `IntegrityError`."
-    path = folder / "weights.npz"
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        network, learnt, expected = card["network"], card["cell"], card["weights_sha256"]
-        found = sha256(path)
-    except (OSError, ValueError, TypeError, KeyError):
-        raise IntegrityError(
-            f"{folder}: no trained model; card.json or weights.npz is missing or damaged."
-        ) from None
+    path, card = folder / "weights.npz", read_card(folder)
+    if card is None or not path.is_file():
+        raise IntegrityError(f"{folder}: no trained model; card.json or weights.npz is missing.")
+    network, learnt, expected = card["network"], card["cell"], card["weights_sha256"]
+    found = sha256(path)
     if found != expected:
         raise IntegrityError(
             f"{path}: damaged weights (SHA-256 {found}, expected {expected}). Put the original back."
@@ -223,3 +218,23 @@ def kept_maps(
             part, **{k: v.astype(np.float16) for k, v in planes.items() if v is not None}
         )
     return _load_maps(path)
+
+# %% ../nbs/06_segment.ipynb #c1c81f67
+def write_masks(folder: Path, name: str, maps: Maps) -> None:
+    "Keep what a network says of an image, cut at a half."
+    write_mask(folder / "mask" / f"{name}.png", maps.mask > 0.5)
+    if maps.edge is not None:
+        write_mask(folder / "edge" / f"{name}.png", maps.edge > 0.5)
+
+
+def read_masks(folder: Path, name: str) -> Maps:
+    "What was kept of an image; raises `InputError` if nothing was."
+    edge = folder / "edge" / f"{name}.png"
+    mask = read_mask(folder / "mask" / f"{name}.png").astype(np.float32)
+    return Maps(mask, read_mask(edge).astype(np.float32) if edge.exists() else None)
+
+
+def masks_name(folder: Path, name: str) -> str:
+    "A name made from what was kept of an image."
+    files = (folder / output / f"{name}.png" for output in ("mask", "edge"))
+    return digest(*(content_sha256(path) for path in files if path.exists()))

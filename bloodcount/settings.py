@@ -9,7 +9,8 @@ __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'WEIGHTS', 'section', 'Count'
            'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile',
            'load_settings', 'digest', 'code_digest']
 
-# %% ../nbs/00_settings.ipynb #e7962b92
+# %% ../nbs/00_settings.ipynb #fdf36da9
+import ast
 import configparser
 import dataclasses
 import hashlib
@@ -412,7 +413,7 @@ def load_settings(
     tree["paths"] = Paths(**{k: home / v for k, v in dataclasses.asdict(tree["paths"]).items()})
     return Settings(profile=profile, weights=weights, **tree)
 
-# %% ../nbs/00_settings.ipynb #de493ea6
+# %% ../nbs/00_settings.ipynb #43e7acee
 def digest(
     *parts: Any,  # Settings, checksums, names: whatever a result depends on
 ) -> str:  # 12 hexadecimal digits
@@ -423,6 +424,16 @@ def digest(
 def code_digest(
     *modules: str,  # Names of bloodcount's modules; all of them if none is named
 ) -> str:  # 12 hexadecimal digits
-    "A short name for the code of some modules: what it computed is stale when it changes."
+    "A short name for the code of some modules, comments and docstrings aside: what it computed is stale when it changes."
     paths = [_package / f"{m}.py" for m in modules] if modules else sorted(_package.glob("*.py"))
-    return digest(*(path.read_bytes() for path in paths))
+    return digest(*(_statements(path.read_text(encoding="utf-8")) for path in paths))
+
+
+def _statements(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and len(body) > 1 and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant):
+                del body[0]
+    return ast.dump(tree)

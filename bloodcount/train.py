@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'VALIDATION_CHIPS', 'Training', 'sides', 'Source', 'build', 'prepare', 'Progress', 'write_checkpoint',
-           'read_checkpoint', 'train', 'read_card']
+           'read_checkpoint', 'train']
 
-# %% ../nbs/05_train.ipynb #f8d33b43
+# %% ../nbs/05_train.ipynb #a7d05aae
 import contextlib
 import dataclasses
 import itertools
@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from .provenance import commit, environment
 from tqdm.std import tqdm
 
 from .augment import Chips, Field, chips, draw_batch, field, paste_cells
 from .data import DataSet, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
-from .files import replacing, sha256, write_text
+from .files import read_card, replacing, sha256, write_text
 from .losses import LOSSES, METRICS
 from .models import MODELS, OUTPUTS, keras, write_weights
+from .provenance import commit, environment
 from .settings import CELLS, Augment, Recipe, Settings, Train, code_digest, digest
 from .tiles import equalise, to_input
 
@@ -373,17 +373,7 @@ def _learn(model: keras.Model, training: Training, state: Progress, best: list, 
         initial_epoch=state.epoch, verbose=0, callbacks=[_Keeper(training, source, state, best, bar)],
     )  # fmt: skip
 
-# %% ../nbs/05_train.ipynb #3958034e
-def read_card(folder: Path) -> dict | None:
-    "What a trained model says of itself; None if there is none."
-    try:
-        return json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise IntegrityError(f"{folder / 'card.json'}: damaged. Delete it to train anew.") from None
-
-
+# %% ../nbs/05_train.ipynb #e39a558b
 def _finish(training: Training, model: keras.Model, state: Progress) -> None:
     recipe, augment, train_ = training.chosen
     folder, path = training.folder, training.folder / "weights.npz"

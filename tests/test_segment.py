@@ -14,9 +14,8 @@ from bloodcount.count import count
 from bloodcount.data import read_image, read_mask
 from bloodcount.errors import InputError, IntegrityError, SettingsError
 from bloodcount.files import sha256
-from bloodcount.models import MODELS, do_unet, keras, load_legacy_weights
+from bloodcount.models import MODELS, OUTPUTS, do_unet, keras, load_legacy_weights
 from bloodcount.segment import (
-    OUTPUTS,
     Maps,
     Segmenter,
     cut,
@@ -24,12 +23,18 @@ from bloodcount.segment import (
     load_segmenter,
     maps_name,
     outline_maps,
-    preprocess,
     truth_maps,
 )
 from bloodcount.settings import CELLS, PROJECT, Preprocess, Segment, load_settings
 from bloodcount.synthetic import synthetic_smear
-from bloodcount.tiles import cut_grid, grid_centres, plan_tiles, stitch_grid
+from bloodcount.tiles import (
+    cut_grid,
+    equalise,
+    grid_centres,
+    plan_tiles,
+    stitch_grid,
+    to_input,
+)
 
 SETTINGS = load_settings("paper")
 MARGIN, STEP = MODELS["do_unet"].margin, MODELS["do_unet"].step
@@ -91,7 +96,7 @@ def segmenter(model, tile, cell="rbc"):
 def at_once(model, image):
     "The outputs of a network for a whole image, mirrored and padded to one valid input."
     sides = [(MARGIN, MARGIN + (4 - side) % 8) for side in image.shape[:2]]
-    seen = preprocess(image, SETTINGS.preprocess)
+    seen = to_input(equalise(image, SETTINGS.preprocess))
     mode = "reflect" if min(image.shape[:2]) > 1 else "edge"
     outputs = model.predict_on_batch(np.pad(seen, [*sides, (0, 0)], mode=mode)[None])
     outputs = outputs if isinstance(outputs, list) else [outputs]
@@ -165,7 +170,8 @@ def test_the_papers_tiles_go_back_to_their_places(field, shape):
 @pytest.mark.parametrize("value", [0, 127, 255])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (1, 300), (64, 64)])
 def test_what_the_network_sees_of_a_flat_image(shape, value):
-    seen = preprocess(np.full((*shape, 3), value, np.uint8), SETTINGS.preprocess)
+    flat = np.full((*shape, 3), value, np.uint8)
+    seen = to_input(equalise(flat, SETTINGS.preprocess))
     assert seen.shape == (*shape, 3) and seen.dtype == np.float32
     assert np.isfinite(seen).all() and seen.min() >= -1 and seen.max() <= 1
 
@@ -173,9 +179,9 @@ def test_what_the_network_sees_of_a_flat_image(shape, value):
 def test_preprocessing_leaves_the_image_alone(field):
     image = field[:100, :100].copy()
     image.setflags(write=False)
-    first = preprocess(image, SETTINGS.preprocess)
-    other = preprocess(image, Preprocess(clahe_clip=4.0, clahe_grid=4))
-    assert np.array_equal(first, preprocess(field[:100, :100], SETTINGS.preprocess))
+    first = to_input(equalise(image, SETTINGS.preprocess))
+    other = to_input(equalise(image, Preprocess(clahe_clip=4.0, clahe_grid=4)))
+    assert np.array_equal(first, to_input(equalise(field[:100, :100], SETTINGS.preprocess)))
     assert not np.array_equal(first, other)
 
 
@@ -217,7 +223,7 @@ def save_legacy(model, path, layer_names=None):
 def test_legacy_weights_round_trip(network, tmp_path, field):
     save_legacy(network, tmp_path / "weights.h5")
     twin = load_legacy_weights(do_unet(), tmp_path / "weights.h5")
-    tile = preprocess(field[:188, :188], SETTINGS.preprocess)[None]
+    tile = to_input(equalise(field[:188, :188], SETTINGS.preprocess))[None]
     for ours, theirs in zip(network.predict_on_batch(tile[..., ::-1]), twin.predict_on_batch(tile)):
         assert np.abs(ours - theirs).max() < 1e-5
 
@@ -342,7 +348,7 @@ def test_the_authors_weights_must_be_theirs(authors_folder, tmp_path, cell):
     paths = dataclasses.replace(SETTINGS.paths, authors=tmp_path)
     settings = dataclasses.replace(SETTINGS, paths=paths)
     with pytest.raises(IntegrityError, match="bloodcount data authors"):
-        load_segmenter(cell, settings)
+        load_segmenter(cell, settings, "authors")
     (tmp_path / "weights").mkdir()
     path = tmp_path / "weights" / f"{cell}.h5"
     shutil.copy(authors_folder / "weights" / f"{cell}.h5", path)
@@ -352,7 +358,7 @@ def test_the_authors_weights_must_be_theirs(authors_folder, tmp_path, cell):
     for wrong in (bytes(body), bytes(body[:-1]), b""):
         path.write_bytes(wrong)
         with pytest.raises(IntegrityError, match=f"{sha256(path)}, expected {right}") as error:
-            load_segmenter(cell, settings)
+            load_segmenter(cell, settings, "authors")
         assert error.value.exit_code == 3
 
 
@@ -362,7 +368,7 @@ def authors_maps(authors_folder):
     image = read_image(authors_folder / "images" / "Im037_0.jpg")
     paths = dataclasses.replace(SETTINGS.paths, authors=authors_folder)
     settings = dataclasses.replace(SETTINGS, paths=paths)
-    return {cell: load_segmenter(cell, settings)(image) for cell in CELLS}
+    return {cell: load_segmenter(cell, settings, "authors")(image) for cell in CELLS}
 
 
 # What these weights gave here for Im037_0 (105 red cells, 1 white cell, 6 platelets).

@@ -22,7 +22,13 @@ from bloodcount.settings import (
 
 KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
 FIELDS = [(name, key) for name, keys in KEYS.items() for key in keys]
-OVERRIDES = [("sample:smoke", "height"), ("segment:smoke", "tile"), ("count.rbc.cht:laptop", "dp")]
+OVERRIDES = [
+    ("sample:smoke", "height"),
+    ("segment:smoke", "tile"),
+    ("count.rbc.cht:laptop", "dp"),
+    ("recipe.rbc.best:laptop", "rate"),
+    ("threshold.wbc:segnet", "mask"),
+]
 
 each_field = pytest.mark.parametrize(("section", "key"), FIELDS)
 each_section = pytest.mark.parametrize("section", SECTIONS)
@@ -64,7 +70,7 @@ def test_the_projects_own_file_is_right(profile):
 
 def test_sections_and_fields_agree():
     parents = {name.partition(".")[0] for name in SECTIONS}
-    assert parents == {f.name for f in dataclasses.fields(Settings)} - {"profile"}
+    assert parents == {f.name for f in dataclasses.fields(Settings)} - {"profile", "weights"}
 
 
 @each_field
@@ -91,7 +97,8 @@ def test_a_missing_key(ini, refused, section, key):
 
 @each_field
 def test_a_bad_value(ini, refused, section, key):
-    for value in ("", "many")[: 1 if section == "paths" else 2]:
+    names_a_file = section == "paths" or key == "encoder_weights"
+    for value in ("", "many")[: 1 if names_a_file else 2]:
         ini[section][key] = value
         assert f"[{section}] {key} = {value}: " in refused()
 
@@ -110,10 +117,11 @@ def test_a_mistyped_section(ini, refused, section):
 
 
 @each_section
-def test_a_mistyped_profile_in_a_section(ini, refused, section):
-    ini[f"{section}:smok"] = {}
+@pytest.mark.parametrize(("typo", "right"), [("smok", "smoke"), ("author", "authors")])
+def test_a_mistyped_profile_in_a_section(ini, refused, section, typo, right):
+    ini[f"{section}:{typo}"] = {}
     says = refused()
-    assert f"[{section}:smok]" in says and "'smoke'" in says
+    assert f"[{section}:{typo}]" in says and repr(right) in says
 
 
 def test_a_profile_needs_a_name(ini, refused):
@@ -145,6 +153,24 @@ def test_what_is_wrong_for_one_profile_stops_all(ini, refused, profile, section,
         ("grid", "pad", ["-1"]),
         ("grid", "output_size", ["0"]),
         ("segment", "tile", ["98", "184", "350", "-1084", "1084.5"]),
+        ("augment.best", "scale", ["0, 1", "1.5, 0.6", "1", "nan, 1"]),
+        ("augment.as_paper", "quality", ["0.5, 1.2", "-0.1, 1", "1, 0.5"]),
+        ("augment.best", "skip", ["-0.1", "1.5"]),
+        ("augment.best", "object_area", ["0", "5.5"]),
+        ("augment.best", "paste", ["-1", "inf"]),
+        ("train.do_unet", "input_size", ["0", "188.5"]),
+        ("train.do_unet", "batch", ["0"]),
+        ("train.segnet", "precision", ["float16", "bfloat16"]),
+        ("recipe.rbc.best", "augment", ["none", "Best"]),
+        ("recipe.rbc.best", "loss", ["bce+dice", "MSE"]),
+        ("recipe.rbc.best", "loss_weights", ["1", "0.5, 1.5", "0.5, 0.5, 0.5", "-1, 1"]),
+        ("recipe.rbc.best", "stages", ["big, train", "test"]),
+        ("recipe.rbc.best", "epochs", ["60", "60, 0", "60, 400, 10", "60; 400"]),
+        ("recipe.wbc.best", "epochs", ["30, 30"]),
+        ("recipe.plt.best", "steps", ["0"]),
+        ("recipe.plt.best", "rate", ["0", "-0.001", "nan"]),
+        ("recipe.plt.best", "schedule", ["linear"]),
+        ("recipe.wbc.best", "validation", ["0"]),
         ("threshold.rbc", "mask", ["0", "1", "1.5", "-0.5", "Otsu", "nan", "0,5"]),
         ("threshold.plt", "edge", ["0", "1", "ostu"]),
         ("count.rbc.cht", "source", ["Edge", "mask minus edge", "mask,edge"]),
@@ -181,15 +207,49 @@ def test_what_would_be_right_is_told(ini, refused):
     assert "'watershed'" in refused()
 
 
-def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
-    ini["count.rbc.cht:laptop"] = {"votes": "21", "radius": "30, 57"}
-    with open(tmp_path / "settings.ini", "w", encoding="utf-8") as file:
+def written(ini: configparser.ConfigParser, path: Path) -> Path:
+    with open(path, "w", encoding="utf-8") as file:
         ini.write(file)
-    paper, laptop = (load_settings(p, path=tmp_path / "settings.ini") for p in ("paper", "laptop"))
+    return path
+
+
+def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
+    before = written(ini, tmp_path / "before.ini")
+    ini["count.rbc.cht:laptop"] = {"votes": "21", "radius": "30, 57"}
+    after = written(ini, tmp_path / "after.ini")
+    assert load_settings("paper", path=after) == load_settings("paper", path=before)
+    plain, laptop = (load_settings("laptop", path=path) for path in (before, after))
     changed = laptop.count["rbc"]["cht"]
     assert (changed.votes, changed.radius) == (21, (30, 57))
-    assert dataclasses.replace(changed, votes=20, radius=(29, 56)) == paper.count["rbc"]["cht"]
-    assert dataclasses.replace(laptop, profile="paper", count=paper.count) == paper
+    assert dataclasses.replace(changed, votes=20, radius=(29, 56)) == plain.count["rbc"]["cht"]
+    assert dataclasses.replace(laptop, count=plain.count) == plain
+
+
+def test_profiles_differ_only_in_training_and_sizes():
+    paper, laptop, smoke = map(load_settings, PROFILES)
+    trained = {"profile": "paper", "train": paper.train, "recipe": paper.recipe}
+    assert dataclasses.replace(laptop, **trained) == paper
+    sizes = {"segment": paper.segment, "sample": paper.sample}
+    assert dataclasses.replace(smoke, **trained, **sizes) == paper
+
+
+def test_weights_change_what_they_name_after_the_profile(ini, tmp_path):
+    before = written(ini, tmp_path / "before.ini")
+    ini["count.rbc.cht:laptop"] = {"votes": "21", "dp": "1.5"}
+    ini["count.rbc.cht:authors"] = {"votes": "22"}
+    after = written(ini, tmp_path / "after.ini")
+    for profile, weights, votes, dp in (
+        ("paper", "bloodcount", 20, 1.0),
+        ("paper", "authors", 22, 1.0),
+        ("laptop", "segnet", 21, 1.5),
+        ("laptop", "authors", 22, 1.5),
+    ):
+        settings = load_settings(profile, weights, after)
+        changed = settings.count["rbc"]["cht"]
+        assert (settings.weights, changed.votes, changed.dp) == (weights, votes, dp)
+        plain = load_settings(profile, weights, before)
+        assert dataclasses.replace(changed, votes=20, dp=1.0) == plain.count["rbc"]["cht"]
+        assert dataclasses.replace(settings, count=plain.count) == plain
 
 
 def test_relative_folders_start_at_the_file(ini, tmp_path):
@@ -204,6 +264,11 @@ def test_relative_folders_start_at_the_file(ini, tmp_path):
 def test_no_such_profile():
     with pytest.raises(SettingsError, match="'papr'.*Did you mean 'paper'"):
         load_settings("papr")
+
+
+def test_no_such_weights():
+    with pytest.raises(SettingsError, match="'author'.*Did you mean 'authors'"):
+        load_settings("paper", "author")
 
 
 @pytest.mark.parametrize(
