@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARTEFACTS', 'PAPER_NOTEBOOKS', 'CODE', 'SECONDS_PER_MEGAPIXEL', 'notebooks', 'list_notebooks', 'declared_outputs',
-           'check_parameters', 'verdict', 'execute', 'Series', 'is_done', 'run_notebook', 'gather_results',
-           'results_page', 'expected_minutes', 'all_series', 'run_series', 'reproduce', 'publish_notebooks']
+           'check_parameters', 'verdict', 'execute', 'settings_read', 'Series', 'is_done', 'run_notebook',
+           'gather_results', 'results_page', 'html_report', 'expected_minutes', 'all_series', 'run_series', 'reproduce',
+           'publish_notebooks']
 
-# %% ../nbs/10_paper.ipynb #0d020e00
+# %% ../nbs/10_paper.ipynb #1b727c56
 import contextlib
 import dataclasses
 import json
@@ -23,34 +24,44 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from .provenance import commit, environment
 
 from .data import DataSet
 from .errors import BloodcountError, InputError, RunError, SettingsError, hint
-from .experiment import TRUTHS, run_data, sample_data
+from .experiment import SEGNET_MASKS, TRUTHS, run_data, sample_data
 from .fetch import authors, packaged
 from .files import replacing, sha256, write_text
-from .report import RESULTS
-from .settings import PROJECT, Settings, code_digest, digest, load_settings
+from .provenance import commit, environment
+from .report import RESULTS, html_page
+from .segment import SHIPPED
+from bloodcount.settings import (
+    CELLS,
+    PROJECT,
+    WEIGHTS,
+    Settings,
+    code_digest,
+    digest,
+    load_settings,
+)
+from .trained import RECORDS
 
-# %% ../nbs/10_paper.ipynb #5a0fe300
+# %% ../nbs/10_paper.ipynb #ab2bf25b
 ARTEFACTS = {
     "table_1": ("01_dataset", "Table I. Images and tiles"),
     "figure_1": ("01_dataset", "Figure 1. Six fields as they are annotated"),
-    "table_rbc": ("02_rbc", "Red cells: counting with the authors' weights"),
+    "table_rbc": ("02_rbc", "Red cells: counting"),
     "table_rbc_cells": ("02_rbc", "Red cells: is each cell found?"),
     "table_rbc_agreement": ("02_rbc", "Red cells: how well the counts agree"),
     "table_rbc_thresholds": ("02_rbc", "Red cells: what hangs on a threshold"),
     "table_rbc_pixels": ("02_rbc", "Red cells: are the pixels right?"),
     "figure_rbc": ("02_rbc", "Red cells: predicted against real counts"),
     "figure_rbc_field": ("02_rbc", "Red cells: one field, four methods"),
-    "table_wbc": ("03_wbc", "White cells: counting with the authors' weights"),
+    "table_wbc": ("03_wbc", "White cells: counting"),
     "table_wbc_agreement": ("03_wbc", "White cells: how well the counts agree"),
     "table_wbc_thresholds": ("03_wbc", "White cells: what hangs on a threshold"),
     "table_wbc_pixels": ("03_wbc", "White cells: are the pixels right?"),
     "figure_wbc": ("03_wbc", "White cells: predicted against real counts"),
     "figure_wbc_field": ("03_wbc", "White cells: one field, four methods"),
-    "table_plt": ("04_plt", "Platelets: counting with the authors' weights"),
+    "table_plt": ("04_plt", "Platelets: counting"),
     "table_plt_agreement": ("04_plt", "Platelets: how well the counts agree"),
     "table_plt_thresholds": ("04_plt", "Platelets: what hangs on a threshold"),
     "table_plt_pixels": ("04_plt", "Platelets: are the pixels right?"),
@@ -58,6 +69,10 @@ ARTEFACTS = {
     "figure_plt_field": ("04_plt", "Platelets: one field, four methods"),
     "table_ceilings": ("05_ceilings", "Ceilings: the four methods on the truth itself"),
     "figure_ceilings": ("05_ceilings", "Ceilings: counts on the truth against real counts"),
+    "table_training": ("06_training", "What was trained, and for how long"),
+    "figure_training": ("06_training", "Learning curve of the red cells' network"),
+    "table_2": ("06_training", "Table II. Models A and B"),
+    "table_segnet": ("06_training", "SegNet: are the pixels right?"),
 }
 PAPER_NOTEBOOKS = PROJECT / "nbs" / "paper"
 
@@ -186,9 +201,19 @@ def _reason(error: Exception) -> str:
     said = f"{error.ename}: {error.evalue}" if in_cell else str(error)
     return next((line for line in said.splitlines() if line.strip()), type(error).__name__)
 
-# %% ../nbs/10_paper.ipynb #aa7267ef
+# %% ../nbs/10_paper.ipynb #0b848131
 # The modules that a paper notebook's numbers come from.
-CODE = "settings data synthetic tiles models segment count evaluate report experiment".split()
+CODE = "settings data synthetic tiles models segment count evaluate report diagram experiment trained study".split()
+
+
+def settings_read(settings: Settings, code: str) -> dict:
+    "The settings that a notebook can depend on: none of training's, and only those of the cell types it names, if any."
+    named = [cell for cell in CELLS if f'"{cell}' in code] or CELLS
+    never = ("paths", "recipe", "augment", "train")
+    chosen = {k: v for k, v in dataclasses.asdict(settings).items() if k not in never}
+    for name in ("threshold", "count", "method"):
+        chosen[name] = {k: v for k, v in chosen[name].items() if k.partition("_")[0] in named}
+    return chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,10 +250,18 @@ class Series:
     def key(self, notebook: str, parameters: dict) -> str:
         "A name for all that a notebook's outputs depend on."
         source = nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
-        code = [(cell.cell_type, cell.source) for cell in source.cells if cell.cell_type == "code"]
-        chosen = {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "paths"}
-        printed = [sha256(path) for path in sorted((PROJECT / "data" / "paper").glob("*.csv"))]
-        inputs = (self.data.fingerprint, packaged(), printed)
+        code = [cell.source for cell in source.cells if cell.cell_type == "code"]
+        own, others = self.settings, [name for name in WEIGHTS if name != self.settings.weights]
+        variants = [own, *(load_settings(own.profile, name) for name in others)]
+        chosen = [settings_read(settings, "\n".join(code)) for settings in variants]
+        folders = PROJECT / "data" / "paper", SHIPPED, SEGNET_MASKS, RECORDS
+        kept = [
+            sha256(p)
+            for f in folders
+            for p in sorted(f.rglob("*"))
+            if p.suffix in (".csv", ".json")
+        ]
+        inputs = (self.data.fingerprint, packaged(), kept)
         made_by = (code, code_digest(*CODE), environment()["versions"])
         return digest(declared_outputs(source), parameters, chosen, inputs, made_by)
 
@@ -289,7 +322,7 @@ def _place(source: Path, target: Path) -> None:
     with replacing(target) as part:
         shutil.copyfile(source, part)
 
-# %% ../nbs/10_paper.ipynb #e4828137
+# %% ../nbs/10_paper.ipynb #f14e6944
 def gather_results(series: Series) -> pd.DataFrame:
     "All numbers of a series, as results.csv; rows in the order of the notebooks."
     sources = (
@@ -303,15 +336,21 @@ def gather_results(series: Series) -> pd.DataFrame:
     return results
 
 
+def _figure_file(series: Series, artefact: str) -> Path | None:
+    "The picture of an artefact, if it is there."
+    files = (series.figures / f"{artefact}{suffix}" for suffix in (".svg", ".png"))
+    return next((path for path in files if path.exists()), None)
+
+
 def results_page(series: Series) -> str:
     "Every artefact that is there, as Markdown."
     lines = [f"# Figures and tables\n\n{_about(series)}\n"]
     for artefact, (notebook, title) in ARTEFACTS.items():
         lines.append(f"## {title}\n")
-        table, figure = (series.figures / f"{artefact}{suffix}" for suffix in (".md", ".png"))
+        table, figure = series.figures / f"{artefact}.md", _figure_file(series, artefact)
         if table.exists():
             lines.append(table.read_text())
-        elif figure.exists():
+        elif figure:
             lines.append(f"![{title}]({figure.name})\n")
         else:
             lines.append("Not made yet.\n")
@@ -320,6 +359,36 @@ def results_page(series: Series) -> str:
     page = "\n".join(lines)
     write_text(series.figures / "README.md", page)
     return page
+
+
+def html_report(
+    profile: str,
+    path: Path,  # Of the page
+) -> None:
+    "What a profile has made so far, as one self-contained page; raises `InputError` if nothing is there."
+    series = all_series(profile)[-1]
+    items = []
+    for artefact, (notebook, title) in ARTEFACTS.items():
+        table, figure = series.figures / f"{artefact}.csv", _figure_file(series, artefact)
+        known = _read_provenance(series, notebook)
+        made = (
+            f"{notebook}, commit {known['commit']}, {known['seconds']:.0f} s on {known['device']}"
+            if known
+            else ""
+        )
+        items.append((artefact, title, table if table.exists() else None, figure, made))
+    if not any(table or figure for _, _, table, figure, _ in items):
+        raise InputError(
+            f"{series.figures} holds no figure and no table; run `bloodcount reproduce --profile {profile}`."
+        )
+    write_text(
+        path,
+        html_page(
+            "bloodcount: figures and tables",
+            _about(series).replace("**", "").replace("`", ""),
+            items,
+        ),
+    )
 
 
 def _about(series: Series) -> str:
@@ -331,8 +400,8 @@ def _about(series: Series) -> str:
     return (
         f"{kind}Profile {series.settings.profile}, {series.data.title}, data {series.data.fingerprint}. "
         "Made by `bloodcount reproduce`; do not edit. Every number stands in `results.csv`, in long form, with the "
-        "paper's beside it where it printed one. The weights are those that the paper's authors published; the networks "
-        "of the paper's own tables were never published, so its numbers and a rerun of these weights differ. "
+        "paper's beside it where it printed one. Rows say whose weights they are of: ours, which come with the package, or "
+        "those that the paper's authors published; the networks of the paper's own tables were never published. "
         "`provenance/` says for each notebook which commit, data, weights, versions and machine made its outputs. "
         "Accuracies are percent; brackets are 95 % bootstrap intervals over images. Most of the 13 benchmark images "
         "were training images: the columns `train` and `test` keep them apart."

@@ -15,7 +15,7 @@ import sys
 
 from .settings import PROJECT
 
-# %% ../nbs/00_provenance.ipynb #6ec85f55
+# %% ../nbs/00_provenance.ipynb #97e227e0
 VERSIONED = (
     "numpy",
     "scipy",
@@ -23,8 +23,6 @@ VERSIONED = (
     "opencv-python-headless",
     "scikit-image",
     "keras",
-    "tensorflow",
-    "jax",
     "papermill",
 )
 
@@ -59,8 +57,8 @@ def device() -> str:
 
 def environment() -> dict:
     "What a result depends on beside its inputs."
-    versions = {}
-    for package in VERSIONED:
+    versions, backend = {}, os.environ.get("KERAS_BACKEND", "tensorflow")
+    for package in (*VERSIONED, backend):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     threads = {
@@ -70,7 +68,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": device(),
-        "backend": os.environ.get("KERAS_BACKEND", "tensorflow"),
+        "backend": backend,
         "threads": threads,
         "versions": versions,
     }

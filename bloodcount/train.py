@@ -30,7 +30,7 @@ from .provenance import commit, environment
 from .settings import CELLS, Augment, Recipe, Settings, Train, code_digest, digest
 from .tiles import equalise, to_input
 
-# %% ../nbs/05_train.ipynb #5a210f83
+# %% ../nbs/05_train.ipynb #c6ddd59f
 @dataclasses.dataclass(frozen=True)
 class Training:
     "One training; raises `SettingsError` for a name that is not known."
@@ -49,6 +49,16 @@ class Training:
         if self.recipe not in (known := self.settings.recipe[self.cell]):
             raise SettingsError(
                 f"There is no recipe {self.recipe!r} for {self.cell}. {hint(self.recipe, known)}"
+            )
+        size, network = self.settings.train[self.network].input_size, MODELS[self.network]
+        lost, step = 2 * network.crop, network.step
+        sides = [
+            n for n in range(lost + 1, lost + size + 2 * step) if (n - network.rest) % step == 0
+        ]
+        if size not in sides:
+            nearest = " or ".join(map(str, sorted(sorted(sides, key=lambda n: abs(n - size))[:2])))
+            raise SettingsError(
+                f"settings.ini [train.{self.network}] input_size = {size}: must be {nearest}, or so."
             )
 
     @property
@@ -80,7 +90,7 @@ class Training:
             self.data.fingerprint,
         )
 
-# %% ../nbs/05_train.ipynb #af12a4a5
+# %% ../nbs/05_train.ipynb #7f4f2de0
 def sides(
     training: Training,
     images: str,  # "train", "large" or "large_with_test"
@@ -88,14 +98,19 @@ def sides(
     "The images of a stage."
     data, cell = training.data, training.cell
     having = ["mask", "edge"] if "edge" in OUTPUTS[cell] else ["mask"]
-    split, every = names(data, cell, "train", having), names(data, cell, having=["mask"])
-    twins = {name: sha256(image_path(data, name)) for name in every}
+    every, tested = names(data, cell, having=["mask"]), names(data, cell, "test")
+    twins = {name: sha256(image_path(data, name)) for name in {*every, *tested}}
+    seen_in_tests = {twins[name] for name in tested}
+    split = [
+        name for name in names(data, cell, "train", having) if twins[name] not in seen_in_tests
+    ]
     number = min(training.chosen[0].validation, len(split) - 1)
     # One choice for all seeds and recipes of a cell type, so that they can be compared
     chosen = np.random.default_rng(0).permutation(len(split))[:number]
     judged = [split[i] for i in sorted(chosen)]
-    tested = [] if images == "large_with_test" else names(data, cell, "test")
-    kept_out = {twins[name] for name in (*judged, *tested) if name in twins}
+    kept_out = {twins[name] for name in judged} | (
+        set() if images == "large_with_test" else seen_in_tests
+    )
     learnt = [
         name for name in (split if images == "train" else every) if twins[name] not in kept_out
     ]
@@ -103,7 +118,7 @@ def sides(
         raise SettingsError(f"{data.title} has too few {cell} images with a mask to train on.")
     return learnt, judged
 
-# %% ../nbs/05_train.ipynb #1aafcb6f
+# %% ../nbs/05_train.ipynb #6ec176bf
 class Source:
     "The chips of one stage."
 
@@ -162,7 +177,11 @@ class Source:
                 self._fields(number), self.train.batch, seed, self.augment, self.size, start
             )
             with contextlib.closing(drawn):
-                yield from map(self._arrays, itertools.islice(drawn, self.recipe.steps))
+                for image, truth in map(self._arrays, itertools.islice(drawn, self.recipe.steps)):
+                    yield (
+                        image,
+                        tuple(truth.values()),
+                    )  # Keras takes no dictionary where there is one output
 
     def validation(self) -> tuple:
         "Unchanged chips of the images that are not learnt from, the same at every epoch."
@@ -268,7 +287,7 @@ def read_checkpoint(path: Path, key: str) -> tuple[Progress, dict[str, list[np.n
         )
     return progress, arrays
 
-# %% ../nbs/05_train.ipynb #3639b084
+# %% ../nbs/05_train.ipynb #ed9faaff
 class _Keeper(keras.callbacks.Callback):
     "Judges, logs and keeps every epoch of a stage."
 
@@ -279,13 +298,16 @@ class _Keeper(keras.callbacks.Callback):
         self.image, self.truth = source.validation()
         self.began = time.perf_counter()
 
+    def _refuse(self, what: str):
+        raise RunError(
+            f"The {what} not a number in epoch {self.state.epoch + 1}; "
+            f"the epochs before it are kept in {self.training.folder}. Lower the rate of the recipe."
+        )
+
     def on_train_batch_end(self, batch, logs=None):
         loss = float(logs["loss"])
         if not np.isfinite(loss):
-            raise RunError(
-                f"The loss is not a number in epoch {self.state.epoch + 1}; "
-                f"the epochs before it are kept in {self.training.folder}. Lower the rate of the recipe."
-            )
+            self._refuse("loss is")
         self.bar.set_postfix(loss=f"{loss:.4f}", best=f"{self.state.best:.4f}", refresh=False)
         self.bar.update()
 
@@ -303,6 +325,8 @@ class _Keeper(keras.callbacks.Callback):
         }
 
     def on_epoch_end(self, epoch, logs=None):
+        if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
+            self._refuse("weights are")
         recipe, scores = self.training.chosen[0], self._judge()
         self.state.epoch = epoch + 1
         if scores["score"] > self.state.best:
@@ -320,9 +344,13 @@ def _write_history(folder: Path, history: list[dict]) -> None:
     text = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_text(folder / "history.csv", text)
 
-# %% ../nbs/05_train.ipynb #dc47a110
-def _assign(variables: Sequence, values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
+# %% ../nbs/05_train.ipynb #a538774b
+def _assign(variables: Sequence, values: Sequence[np.ndarray], kept: Path) -> None:
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+        raise IntegrityError(
+            f"{kept}: damaged checkpoint, or one of other code. Delete it to train anew."
+        )
+    for variable, value in zip(variables, values):
         variable.assign(value)
 
 
@@ -335,6 +363,7 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
             raise SettingsError(
                 f"{folder} holds a model of other settings or data. Move that folder away."
             )
+        _tidy(folder)
         return folder
     model = build(training)
     kept = read_checkpoint(checkpoint, training.key)
@@ -351,17 +380,23 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
         for stage in range(state.stage, len(recipe.stages)):
             prepare(model, training, stage)
             if stage == state.stage and "model" in arrays:
-                _assign(model.weights, arrays["model"])
-                _assign(model.optimizer.variables, arrays["optimizer"])
+                _assign(model.weights, arrays["model"], checkpoint)
+                _assign(model.optimizer.variables, arrays["optimizer"], checkpoint)
             elif stage > state.stage:
                 state.stage, state.epoch, state.best = stage, 0, -1.0
-                _assign(model.weights, best)
+                _assign(model.weights, best, checkpoint)
             if state.epoch < recipe.epochs[stage]:
                 _learn(model, training, state, best, bar)
-        _assign(model.weights, best)
+        _assign(model.weights, best, checkpoint)
     _finish(training, model, state)
-    checkpoint.unlink(missing_ok=True)
+    _tidy(folder)
     return folder
+
+
+def _tidy(folder: Path) -> None:
+    "Remove what was kept for going on, and what a killed process was writing."
+    for path in (folder / "checkpoint.npz", *folder.glob(".checkpoint.*.part.npz")):
+        path.unlink(missing_ok=True)
 
 
 def _learn(model: keras.Model, training: Training, state: Progress, best: list, bar: tqdm) -> None:

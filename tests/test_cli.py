@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import resource
 import subprocess
@@ -396,19 +397,24 @@ def test_a_segmenter_that_fails_on_one_image(run, tmp_path, monkeypatch):
 
 @pytest.fixture
 def settings_of(monkeypatch):
-    "Makes the command look for the authors' folder, and for data, somewhere else."
+    "Makes the command look for the authors' folder, for data and for runs, somewhere else."
 
     def set_paths(**paths):
-        settings = load_settings()
-        moved = dataclasses.replace(settings, paths=dataclasses.replace(settings.paths, **paths))
-        monkeypatch.setattr(cli, "load_settings", lambda *_: moved)
+        def moved(*names):
+            settings = load_settings(*names)
+            return dataclasses.replace(settings, paths=dataclasses.replace(settings.paths, **paths))
+
+        monkeypatch.setattr(cli, "load_settings", moved)
 
     return set_paths
 
 
 def test_missing_weights(capsys, settings_of, tmp_path):
     settings_of(authors=tmp_path / "authors")
-    code, _, errors = in_process(capsys, "count", save(tmp_path / "a.png"), "-o", tmp_path / "out")
+    image = save(tmp_path / "a.png")
+    code, _, errors = in_process(
+        capsys, "count", image, "-o", tmp_path / "out", "--weights", "authors"
+    )
     assert code == 3 and len(errors) == 1
     assert str(tmp_path / "authors" / "weights" / "rbc.h5") in errors[0]
     assert "Run `bloodcount data authors`" in errors[0]
@@ -420,9 +426,8 @@ def test_damaged_weights(capsys, settings_of, tmp_path, authors_folder):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "plt.h5").write_bytes(weights)
     settings_of(authors=tmp_path)
-    code, _, errors = in_process(
-        capsys, "count", save(tmp_path / "a.png"), "-o", tmp_path / "out", "--cell", "plt"
-    )
+    command = ("count", save(tmp_path / "a.png"), "-o", tmp_path / "out", "--weights", "authors")
+    code, _, errors = in_process(capsys, *command, "--cell", "plt")
     assert code == 3 and len(errors) == 1
     assert (
         fetch.MEMBERS["weights/plt.h5"][1] in errors[0] and str(tmp_path / "weights") in errors[0]
@@ -435,13 +440,31 @@ def test_unknown_weights(capsys, tmp_path):
     assert code == 2 and errors[0].endswith("Did you mean 'authors'?") and len(errors) == 1
 
 
+def test_segnet_has_no_weights_that_ship(run, tmp_path):
+    code, _, errors = run(
+        "count", save(tmp_path / "a.png"), "-o", tmp_path / "out", "--weights", "segnet"
+    )
+    assert code == 2 and len(errors) == 1 and "`bloodcount train --network segnet`" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_model(run, tmp_path):
+    image = save(tmp_path / "a.png")
+    command = ("count", image, "-o", tmp_path / "out", "--weights", tmp_path)
+    assert run(*command)[0] == 2
+    (tmp_path / "card.json").write_text("{}")
+    code, _, errors = run(*command)
+    assert code == 3 and len(errors) == 1 and str(tmp_path / "card.json") in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_real_thing(tmp_path, authors_folder):
     "The installed command with the authors' networks, in its own process."
     smear = synthetic_smear(seed=2, shape=(320, 416), rbc=16, wbc=1, plt=3, overlap=0)
     whole = save(tmp_path / "whole.png", smear.image)
     (tmp_path / "cut.jpg").write_bytes(jpeg(smear.image)[:9000])
     done = subprocess.run(
-        [COMMAND, "count", whole, tmp_path / "cut.jpg", "-o", tmp_path / "out"],
+        [COMMAND, "count", whole, tmp_path / "cut.jpg", "-o", "out", "--weights", "authors"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -527,3 +550,86 @@ def test_reproduce_hands_on_what_it_is_told(run, monkeypatch):
         2,
         ["There is no profile 'papr'. Did you mean 'paper'?"],
     )
+
+
+# Training, tuning, the page
+
+
+def test_train_then_count(capsys, settings_of, tmp_path):
+    "A smoke training; its folder is then the weights, for its own cell type."
+    settings_of(runs=tmp_path / "runs")
+    code, said, _ = in_process(capsys, "train", "--cell", "plt", "--profile", "smoke")
+    assert code == 0
+    first, stage, *_ = said.splitlines()
+    assert first.startswith("do_unet for plt by recipe best, profile smoke, seed 0, on synthetic")
+    assert "train: 2 images, 2 epochs of 2 steps of 2 chips" in stage
+    (card,) = (tmp_path / "runs").rglob("card.json")
+    scores = pd.read_csv(card.parent / "scores.csv")
+    assert str(card.parent) in said and "On images that it has not seen:" in said
+    test = scores[(scores["images"] == "test") & (scores["quantity"] == "count_accuracy")]
+    assert len(test) and all(method in said for method in test["method"])
+    image = save(tmp_path / "a.png")
+    code, *_ = in_process(
+        capsys, "count", image, "-o", tmp_path, "--weights", card.parent, "--profile", "smoke"
+    )
+    (row,) = rows(tmp_path)
+    assert (code, row["cell"], row["weights"]) == (0, "plt", str(card.parent))
+    assert row["weights_sha256"] == json.loads(card.read_text())["weights_sha256"]
+
+
+def test_an_interrupted_training_says_what_is_kept(capsys, settings_of, tmp_path, monkeypatch):
+    settings_of(runs=tmp_path)
+    monkeypatch.setattr("bloodcount.trained.train_model", stopping_at_once)
+    code, _, errors = in_process(capsys, "train", "--cell", "wbc", "--profile", "smoke")
+    assert code == 130 and errors[-1].startswith("Interrupted: the epochs so far are kept in ")
+    assert errors[-1].endswith("wbc-do_unet-best-0; the same command goes on.")
+
+
+def stopping_at_once(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["train", "--cell", "all"], "--cell all: no such name. Known: plt, rbc, wbc."),
+        (["train", "--cell", "rbc", "--network", "unet"], "Did you mean 'do_unet'?"),
+        (["train", "--cell", "wbc", "--recipe", "model_a"], "Known: as_paper, best."),
+        (["train", "--cell", "rbc", "--profile", "latop"], "Did you mean 'laptop'?"),
+        (["tune", "--cell", "rcb"], "Did you mean 'rbc'?"),
+        (["tune", "--cell", "rbc", "--method", "edf"], "Did you mean 'edt'?"),
+        (["tune", "--cell", "rbc", "--weights", "segnte"], "Did you mean 'segnet'?"),
+        (["report", "--html", "page.html", "--profile", "papre"], "Did you mean 'paper'?"),
+    ],
+)
+def test_wrong_names_of_other_commands(run, arguments, sentence):
+    code, _, errors = run(*arguments)
+    assert code == 2 and len(errors) == 1 and errors[0].endswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["train", "--cell", "rbc", "--seed", "-1"], ["tune"], ["report"]]
+)
+def test_bad_usage_of_other_commands(run, arguments):
+    code, _, errors = run(*arguments)
+    assert code == 2 and errors[-1].startswith("Error: ")
+
+
+def test_tune_hands_on_what_it_is_told(run, monkeypatch):
+    told = []
+    monkeypatch.setattr("bloodcount.tune.tune_settings", lambda *told_: told.append(told_) or "[x]")
+    assert run("tune", "--cell", "rbc")[:2] == (0, "[x]\n")
+    run("tune", "--cell", "WBC", "--weights", "authors", "--method", "cht", "--profile", "smoke")
+    (first, *defaults), (second, *named) = told
+    assert defaults == ["rbc", None, "bloodcount"] and named == ["wbc", ["cht"], "authors"]
+    assert (first.profile, first.weights) == ("paper", "bloodcount")
+    assert (second.profile, second.weights) == ("smoke", "authors")
+
+
+def test_report_hands_on_what_it_is_told(run, monkeypatch, tmp_path):
+    told = []
+    page = SimpleNamespace(html_report=lambda *told_: told.append(told_))
+    monkeypatch.setitem(sys.modules, "bloodcount.paper", page)
+    path = tmp_path / "page.html"
+    assert run("report", "--html", path, "--profile", "smoke")[:2] == (0, f"{path} is written.\n")
+    assert told == [("smoke", path)]
