@@ -10,7 +10,7 @@ __all__ = ['Segmenters', 'COUNTS', 'FOUND', 'app', 'data', 'Profile', 'OneCell',
            'held_out', 'train', 'tune', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample',
            'reproduce', 'report', 'sweep', 'main']
 
-# %% ../nbs/11_cli.ipynb #d72e9f40
+# %% ../nbs/11_cli.ipynb #ab84a08a
 import errno
 import logging
 import os
@@ -39,6 +39,7 @@ from bloodcount.errors import (
 from .files import read_card, replacing
 from bloodcount.settings import (
     CELLS,
+    DEFAULT_WEIGHTS,
     METHODS,
     PROFILES,
     RECIPES,
@@ -439,7 +440,7 @@ def load_segmenters(
         logging.getLogger(library).setLevel(logging.CRITICAL)
     return segmenters
 
-# %% ../nbs/11_cli.ipynb #84e6841f
+# %% ../nbs/11_cli.ipynb #66a0a0b0
 @app.command("count")
 def count_command(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="JPEG, PNG or TIFF files.")],
@@ -456,7 +457,7 @@ def count_command(
         typer.Option(
             help="Whose trained networks: bloodcount, authors, or the folder of a trained model."
         ),
-    ] = "bloodcount",
+    ] = DEFAULT_WEIGHTS,
     profile: Profile = "paper",
 ) -> None:
     """Count the cells of each IMAGE.

@@ -10,7 +10,7 @@ __all__ = ['TRUTHS', 'SEGNET_MASKS', 'TABLES', 'SEGNET_TABLES', 'PIXEL_TABLE', '
            'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth', 'benchmark_image',
            'pipeline']
 
-# %% ../nbs/10_experiment.ipynb #47225b64
+# %% ../nbs/10_experiment.ipynb #2406b7f8
 import dataclasses
 import json
 import os
@@ -38,6 +38,7 @@ from bloodcount.evaluate import (
 from .files import read_card, write_text
 from .report import RESULTS, pipeline_figure
 from bloodcount.segment import (
+    SHIPPED,
     Maps,
     kept_maps,
     load_segmenter,
@@ -47,7 +48,15 @@ from bloodcount.segment import (
     read_masks,
     truth_maps,
 )
-from .settings import PROJECT, WEIGHTS, Settings, code_digest, digest, load_settings
+from bloodcount.settings import (
+    DEFAULT_WEIGHTS,
+    PROJECT,
+    WEIGHTS,
+    Settings,
+    code_digest,
+    digest,
+    load_settings,
+)
 from .synthetic import sample_smears
 from .tiles import grid_centres
 
@@ -70,7 +79,7 @@ def run_data(
     "What a profile works on; raises `InputError` if there are no real smears for it."
     return sample_data(settings) if settings.profile == "smoke" else real_data(settings)
 
-# %% ../nbs/10_experiment.ipynb #5f2396d0
+# %% ../nbs/10_experiment.ipynb #bcdc0faa
 @dataclasses.dataclass(frozen=True)
 class Run:
     "One execution of a paper notebook, with one set of weights."
@@ -121,7 +130,7 @@ def settings_for(settings: Settings, weights: str) -> Settings:
 
 def start(
     profile: str,
-    weights: str = "bloodcount",
+    weights: str = DEFAULT_WEIGHTS,
     seed: int = 0,
 ) -> Run:
     "Begin a paper notebook; raises `SettingsError` or `InputError`."
@@ -263,7 +272,7 @@ def score(
         }
     )
 
-# %% ../nbs/10_experiment.ipynb #e5b75c4d
+# %% ../nbs/10_experiment.ipynb #402c4175
 def counted_images(run: Run, cell: str) -> list[str]:
     "Every image that some truth of a cell type counts, in the order of the index."
     chosen = {
@@ -304,9 +313,13 @@ def maps_of(
 
 
 def contenders(run: Run, cell: str) -> list[Run]:
-    "The run's own weights, and those to compare them with: the authors', and our SegNet's where its masks are kept."
-    others = [name for name in WEIGHTS if name != run.weights]
-    return [run, *(run.by(name) for name in others if name != "segnet" or has_masks(run, cell))]
+    "The run's own weights, and those to compare them with: ours, the authors', and our SegNet's where its masks are kept."
+    there = {
+        "bloodcount": read_card(SHIPPED / cell) is not None,
+        "authors": True,
+        "segnet": has_masks(run, cell),
+    }
+    return [run, *(run.by(name) for name in WEIGHTS if name != run.weights and there[name])]
 
 
 def score_network(

@@ -242,7 +242,7 @@ MODELS = {
     "segnet": Network(segnet, crop=0, margin=192, step=32, rest=0),
 }
 
-# %% ../nbs/04_models.ipynb #181ee209
+# %% ../nbs/04_models.ipynb #f6d13b28
 def write_weights(model: keras.Model, path: str | Path) -> None:
     "Write a model's weights as float16; raises `IntegrityError` if one does not fit into it."
     arrays = {
@@ -258,7 +258,7 @@ def read_weights(model: keras.Model, path: str | Path) -> keras.Model:  # The sa
     "Set a model's weights from a file of `write_weights`; raises `IntegrityError` if they are another network's."
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = [file[name] for name in sorted(file.files)]
+            arrays = [file[f"{i:03}"] for i in range(len(file.files))]
     except Exception as error:  # noqa: BLE001 a damaged archive raises many classes
         raise IntegrityError(f"{path}: not weights that can be read ({error}).") from None
     if [a.shape for a in arrays] != [tuple(w.shape) for w in model.weights]:

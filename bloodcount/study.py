@@ -20,8 +20,9 @@ __all__ = ['MAIN_TRUTH', 'TRUTH_TITLES', 'HELD_OUT', 'AGREEMENT', 'BASELINE_PIXE
            'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images', 'combined_scores',
            'combining_results', 'combining_table']
 
-# %% ../nbs/10_study.ipynb #b844d931
+# %% ../nbs/10_study.ipynb #3ae21432
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 
@@ -84,7 +85,12 @@ from .segment import Maps, Segmenter, cut, kept_maps, load_segmenter, maps_name
 from .settings import PROJECT, Settings, Thresholds, code_digest, digest, load_settings
 from .tiles import cut_grid
 
-# %% ../nbs/10_study.ipynb #ea025163
+# %% ../nbs/10_study.ipynb #0c5e19b8
+@functools.cache
+def _code() -> str:
+    return code_digest("data", "segment", "count", "evaluate", "experiment", "study")
+
+
 def kept_rows(
     run: Run,
     study: str,  # Names the folder
@@ -92,12 +98,11 @@ def kept_rows(
     make: Callable[[], list[dict]],  # Rows that JSON can hold
 ) -> list[dict]:
     "Rows that are made once."
-    code = code_digest("data", "segment", "count", "evaluate", "experiment", "study")
     path = (
         run.settings.paths.runs
         / "scores"
         / study
-        / f"{digest(about, run.data.fingerprint, code)}.json"
+        / f"{digest(about, run.data.fingerprint, _code())}.json"
     )
     if not path.exists():
         write_text(path, json.dumps(make()))

@@ -350,7 +350,7 @@ def run_point(
         _, reason = _attempt(point, stop)
     return reason, round(time.perf_counter() - began, 1)
 
-# %% ../nbs/10_sweep.ipynb #bcd02076
+# %% ../nbs/10_sweep.ipynb #b18b9398
 Outcome = tuple[Point, str, float]  # What is wrong, or nothing; seconds
 
 
@@ -391,7 +391,7 @@ def on_dask(points: Sequence[Point], address: str) -> Iterator[Outcome]:
         except TimeoutError:
             raise InputError(f"{address}: the Dask scheduler has no workers.") from None
         futures = {client.submit(run_point, point, pure=False): point for point in points}
-        for future in distributed.as_completed(futures):
+        for future in distributed.as_completed(futures, loop=client.loop):
             yield futures[future], *_result(future)
 
 # %% ../nbs/10_sweep.ipynb #6cb7670b

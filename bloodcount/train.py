@@ -242,7 +242,7 @@ def prepare(model: keras.Model, training: Training, stage: int) -> None:
     )
     model.optimizer.build(model.trainable_variables)
 
-# %% ../nbs/05_train.ipynb #5e9bd8ba
+# %% ../nbs/05_train.ipynb #9b1200a6
 @dataclasses.dataclass
 class Progress:
     "How far a training is."
@@ -275,8 +275,13 @@ def read_checkpoint(path: Path, key: str) -> tuple[Progress, dict[str, list[np.n
     try:
         with np.load(path, allow_pickle=False) as file:
             progress = Progress(**json.loads(str(file["progress"])))
-            groups = ("model", "optimizer", "best")
-            arrays = {g: [file[n] for n in sorted(file.files) if n.startswith(g)] for g in groups}
+            groups = {
+                g: sum(name.startswith(g) for name in file.files)
+                for g in ("model", "optimizer", "best")
+            }
+            arrays = {
+                g: [file[f"{g}{i:03}"] for i in range(number)] for g, number in groups.items()
+            }
     except Exception as error:  # noqa: BLE001 a damaged archive raises many classes
         raise IntegrityError(
             f"{path}: damaged checkpoint ({error}). Delete it to train anew."

@@ -384,6 +384,7 @@ def test_dask_loses_a_worker(book, tmp_path, monkeypatch):
         runner = subprocess.Popen([sys.executable, script, cluster.scheduler_address])
         wait_for(lambda: len(ledger(tmp_path)) == 2 or runner.poll() is not None)
         first = ledger(tmp_path)
+        assert len(first) == 2
         os.kill(workers[0], signal.SIGKILL)
         wait_for(lambda: any(not alive(ran[0]) for ran in first.values()))
         (tmp_path / "gate").touch()
