@@ -486,7 +486,7 @@ def count_command(
         )
         raise typer.Exit(1)
 
-# %% ../nbs/11_cli.ipynb #46001084
+# %% ../nbs/11_cli.ipynb #0110301c
 def training_plan(training: "Training") -> str:
     "What a training will do, a line for each stage."
     from bloodcount.train import sides
@@ -498,7 +498,7 @@ def training_plan(training: "Training") -> str:
         learnt, judged = sides(training, stage)
         lines.append(
             f"  {stage}: {len(learnt)} images, {epochs} epochs of {recipe.steps} steps of {batches.batch} chips; "
-            f"the best epoch by {len(judged)} other images"
+            f"validation images: {len(judged)}"
         )
     return "\n".join(lines)
 

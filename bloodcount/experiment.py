@@ -10,7 +10,7 @@ __all__ = ['TRUTHS', 'SEGNET_MASKS', 'TABLES', 'SEGNET_TABLES', 'PIXEL_TABLE', '
            'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth', 'benchmark_image',
            'pipeline']
 
-# %% ../nbs/10_experiment.ipynb #2406b7f8
+# %% ../nbs/10_experiment.ipynb #738d2b02
 import dataclasses
 import json
 import os
@@ -24,7 +24,7 @@ from tqdm.std import tqdm
 
 from .count import COUNTERS, count
 from .data import DataSet, Smear, names, read_smear, real_data, write_dataset
-from .errors import SettingsError, hint
+from .errors import InputError, SettingsError, hint
 from bloodcount.evaluate import (
     instance_quantities,
     instances_from_cells,
@@ -60,7 +60,7 @@ from bloodcount.settings import (
 from .synthetic import sample_smears
 from .tiles import grid_centres
 
-# %% ../nbs/10_experiment.ipynb #0e3b0720
+# %% ../nbs/10_experiment.ipynb #503d048e
 def sample_data(
     settings: Settings,
 ) -> DataSet:
@@ -69,7 +69,11 @@ def sample_data(
         settings.paths.runs / f"sample-{digest(settings.sample, code_digest('synthetic', 'data'))}"
     )
     if not (root / "index.csv").exists():
-        write_dataset(root, sample_smears(settings.sample))
+        try:
+            write_dataset(root, sample_smears(settings.sample))
+        except (InputError, OSError):  # Another process drew it meanwhile
+            if not (root / "index.csv").exists():
+                raise
     return DataSet(root)
 
 

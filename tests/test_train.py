@@ -74,6 +74,13 @@ def light():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_validation_chips():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "VALIDATION_CHIPS", 8)
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     "Where the synthetic smears are."
@@ -365,8 +372,8 @@ def test_a_trained_model_says_what_it_is(whole):
     assert card["weights_sha256"] == sha256(whole.made / "weights.npz")
     what = [card[key] for key in ("cell", "network", "recipe", "profile", "seed")]
     assert what == ["rbc", "do_unet", "best", "smoke", 0]
-    assert card["images"] == {"large": ["Syn002_0", "Syn004_0"], "train": ["Syn002_0", "Syn004_0"]}
-    assert card["validation"] == ["Syn001_1"] and card["key"] == whole.training.key
+    assert card["images"] == {"large": ["Syn001_1", "Syn002_0"], "train": ["Syn001_1", "Syn002_0"]}
+    assert card["validation"] == ["Syn004_0"] and card["key"] == whole.training.key
     assert card["data"]["fingerprint"] == whole.training.data.fingerprint and card["commit"]
     assert list(zip(history["stage"], history["epoch"])) == [
         ("large", 1), ("large", 2), ("train", 1), ("train", 2)
@@ -791,7 +798,10 @@ def steps_of(folder: Path) -> dict[str, np.ndarray]:
     found = {}
     for number, (image, truth) in enumerate(islice(Source(at, 1).batches(0), 3)):
         found[f"loss {number}"] = np.asarray(model.train_on_batch(image, list(truth)))[0]
-        found |= {f"step {number}, {i}": np.asarray(w) for i, w in enumerate(model.weights)}
+        # The gradient of the first bias is rounding alone: the normalisation behind it takes it away
+        found |= {
+            f"step {number}, {i}": np.asarray(w) for i, w in enumerate(model.weights) if i != 1
+        }
     return found
 
 
@@ -825,6 +835,7 @@ def test_trains_and_maps_alike_on_the_other_backend(folder):
 
 if __name__ == "__main__":
     place, *what = sys.argv[1:]
+    module.VALIDATION_CHIPS = 8
     if what:
         {"step": die_in_a_step, "write": die_in_a_write}[what[0]](place, int(what[1]))
     else:
