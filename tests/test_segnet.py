@@ -1,5 +1,6 @@
 "SegNet: exact pooling and unpooling, VGG16's encoder, the same network on both backends."
 
+import dataclasses
 import sys
 from pathlib import Path
 from urllib.error import URLError
@@ -9,8 +10,13 @@ import pytest
 from backends import numbers_elsewhere, write_numbers
 
 from bloodcount.errors import IntegrityError, RunError
-from bloodcount.models import MaxPoolWithIndices, MaxUnpool, do_unet, keras, segnet
+from bloodcount.models import MODELS, MaxPoolWithIndices, MaxUnpool, do_unet, keras, segnet
+from bloodcount.segment import Segmenter
+from bloodcount.settings import Segment, load_settings
+from bloodcount.synthetic import synthetic_smear
+from bloodcount.tiles import equalise, to_input
 
+SETTINGS = load_settings("smoke")
 rng = np.random.default_rng(0)
 # Whole numbers, so that windows are full of equal pixels; and all of them negative in one channel.
 TIES = rng.integers(-3, 3, (2, 12, 16, 5)).astype(np.float32)
@@ -143,6 +149,27 @@ def test_padding_is_felt_no_farther_than_the_margin(size):
     apart = np.abs(whole[32:] - part).max(axis=1)
     reach = {2: 185, 3: 217}[size]
     assert apart[reach:].max() < 1e-4 < apart[reach - 32 : reach].max()
+
+
+def test_tiles_leave_no_seam_once_their_rim_is_cut_off(monkeypatch):
+    keras.utils.set_random_seed(0)
+    smear = synthetic_smear(4, (128, 160), rbc=4, wbc=1, plt=1)
+    seen = to_input(equalise(smear.image, SETTINGS.preprocess))
+    model = settle(segnet(), seen[None])
+
+    def mapped(tile, margin):
+        rim = dataclasses.replace(MODELS["segnet"], margin=margin)
+        monkeypatch.setitem(MODELS, "segnet", rim)
+        settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile))
+        maps = Segmenter("rbc", "segnet", "random", "", model, settings)(smear.image[:32, :64])
+        return np.stack([maps.mask, maps.edge])
+
+    margin = MODELS["segnet"].margin
+    whole, tiles, seams = mapped(2 * margin + 68, margin), mapped(100, margin), mapped(356, 160)
+    assert margin == 192 and whole.shape == (2, 32, 64) and whole.std() > 0.1
+    # Where two pixels of a window differ by rounding alone, another one may be the largest there
+    assert (np.abs(tiles - whole) > 1e-4).mean() < 0.005
+    assert (np.abs(seams - whole) > 1e-4).mean() > 0.3
 
 
 @pytest.fixture(scope="module")
