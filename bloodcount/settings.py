@@ -137,7 +137,7 @@ class Thresholds:
     mask: Threshold
     edge: Threshold
 
-# %% ../nbs/00_settings.ipynb #3d2f2274
+# %% ../nbs/00_settings.ipynb #27719f62
 @section
 class Augment:
     "Random changes of a chip; a pair is the least and the greatest factor."
@@ -163,7 +163,9 @@ class Train:
     input_size: Pixels  # Side of a chip
     batch: Count  # Chips
     precision: Literal["float32", "mixed_bfloat16"]  # Of the arithmetic; weights are float32
-    encoder_weights: str  # none, imagenet, or a file of VGG16's weights
+    encoder_weights: Annotated[
+        str, Field(min_length=1)
+    ]  # none, imagenet, or a file of VGG16's weights
 
 
 Images = Literal["train", "large", "large_with_test"]
