@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.paper._screen': ('paper.html#_screen', 'bloodcount/paper.py'),
                                   'bloodcount.paper.all_series': ('paper.html#all_series', 'bloodcount/paper.py'),
                                   'bloodcount.paper.check_parameters': ('paper.html#check_parameters', 'bloodcount/paper.py'),
+                                  'bloodcount.paper.code_cells': ('paper.html#code_cells', 'bloodcount/paper.py'),
                                   'bloodcount.paper.declared_outputs': ('paper.html#declared_outputs', 'bloodcount/paper.py'),
                                   'bloodcount.paper.execute': ('paper.html#execute', 'bloodcount/paper.py'),
                                   'bloodcount.paper.expected_minutes': ('paper.html#expected_minutes', 'bloodcount/paper.py'),
@@ -353,7 +354,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bloodcount.report.learning_curve': ('report.html#learning_curve', 'bloodcount/report.py'),
                                    'bloodcount.report.number': ('report.html#number', 'bloodcount/report.py'),
                                    'bloodcount.report.overlay': ('report.html#overlay', 'bloodcount/report.py'),
-                                   'bloodcount.report.pipeline_figure': ('report.html#pipeline_figure', 'bloodcount/report.py'),
                                    'bloodcount.report.pipelines_figure': ('report.html#pipelines_figure', 'bloodcount/report.py'),
                                    'bloodcount.report.pixel_table': ('report.html#pixel_table', 'bloodcount/report.py'),
                                    'bloodcount.report.segmented_by': ('report.html#segmented_by', 'bloodcount/report.py'),
@@ -566,6 +566,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.train.Training.chosen': ('train.html#training.chosen', 'bloodcount/train.py'),
                                   'bloodcount.train.Training.folder': ('train.html#training.folder', 'bloodcount/train.py'),
                                   'bloodcount.train.Training.key': ('train.html#training.key', 'bloodcount/train.py'),
+                                  'bloodcount.train.Training.start': ('train.html#training.start', 'bloodcount/train.py'),
                                   'bloodcount.train._Keeper': ('train.html#_keeper', 'bloodcount/train.py'),
                                   'bloodcount.train._Keeper.__init__': ('train.html#_keeper.__init__', 'bloodcount/train.py'),
                                   'bloodcount.train._Keeper._judge': ('train.html#_keeper._judge', 'bloodcount/train.py'),
@@ -605,4 +606,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'bloodcount.tune.examples': ('tune.html#examples', 'bloodcount/tune.py'),
                                  'bloodcount.tune.objective': ('tune.html#objective', 'bloodcount/tune.py'),
                                  'bloodcount.tune.search': ('tune.html#search', 'bloodcount/tune.py'),
-                                 'bloodcount.tune.tune_settings': ('tune.html#tune_settings', 'bloodcount/tune.py')}}}
+                                 'bloodcount.tune.tune_settings': ('tune.html#tune_settings', 'bloodcount/tune.py'),
+                                 'bloodcount.tune.tuning_images': ('tune.html#tuning_images', 'bloodcount/tune.py')}}}

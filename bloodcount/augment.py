@@ -87,7 +87,7 @@ def pick_place(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
     side = 2 * round(chip.size[0] / rng.uniform(*augment.scale) / 2)
     return replace(chip, centre=centre, side=side)
 
-# %% ../nbs/03_augment.ipynb #d5fea1dc
+# %% ../nbs/03_augment.ipynb #0a004b55
 def _mirror(first: int, side: int, length: int) -> np.ndarray:
     "The indices first, first + 1, ..., mirrored at both ends of 0..length - 1."
     period = max(2 * (length - 1), 1)
@@ -99,31 +99,41 @@ def place(
     plane: np.ndarray,  # (H, W) or (H, W, C)
     centre: tuple[int, int],  # Row and col
     side: int,  # px
+    border: str = "mirror",  # What is past it: mirror or black
 ) -> np.ndarray:  # (side, side) or (side, side, C)
     "A square of a plane; a view of it, unless it reaches past the border."
     height, width = plane.shape[:2]
     top, left = centre[0] - side // 2, centre[1] - side // 2
     if top >= 0 and left >= 0 and top + side <= height and left + side <= width:
         return plane[top : top + side, left : left + side]
+    if border == "black":
+        square = np.zeros((side, side, *plane.shape[2:]), plane.dtype)
+        rows, cols = (
+            slice(max(a, 0), max(min(a + side, n), 0)) for a, n in ((top, height), (left, width))
+        )
+        square[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = plane[
+            rows, cols
+        ]
+        return square
     return plane.take(_mirror(top, side, height), 0).take(_mirror(left, side, width), 1)
 
-# %% ../nbs/03_augment.ipynb #55e98170
+# %% ../nbs/03_augment.ipynb #46b74196
 AROUND = 8  # Margin of the place for scaling down and up, px
 
 
 def lower_quality(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
     "The chip, with the image of its place and `AROUND` px more on every side, less sharp."
-    image = place(chip.field.image, chip.centre, chip.side + 2 * AROUND)
+    image = place(chip.field.image, chip.centre, chip.side + 2 * AROUND, augment.border)
     side = len(image)
     small = round(side * rng.uniform(*augment.quality))
     if small < side:
         image = cv2.resize(cv2.resize(image, (small, small)), (side, side))
     return replace(chip, image=image)
 
-# %% ../nbs/03_augment.ipynb #921555a4
+# %% ../nbs/03_augment.ipynb #6e91f4bf
 def cut(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
     "The chip, with image, mask and edge of its place."
-    at = chip.centre, chip.side
+    at = chip.centre, chip.side, augment.border
     return replace(
         chip,
         image=chip.image[AROUND:-AROUND, AROUND:-AROUND],
@@ -131,12 +141,14 @@ def cut(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
         edge=None if chip.field.edge is None else place(chip.field.edge, *at),
     )
 
-# %% ../nbs/03_augment.ipynb #91d88c1a
+# %% ../nbs/03_augment.ipynb #98bf055c
 SKIPS = 1000  # Places to try for one that holds the object
 
 
 def _holds_object(chip: Chip, augment: Augment) -> bool:
-    learnt = place(chip.field.mask, chip.centre, round(chip.size[1] * chip.side / chip.size[0]))
+    learnt = place(
+        chip.field.mask, chip.centre, round(chip.size[1] * chip.side / chip.size[0]), augment.border
+    )
     return cv2.countNonZero(learnt) >= augment.object_area
 
 
@@ -150,7 +162,7 @@ def skip_empty(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
             break
     return cut(lower_quality(chip, rng, augment), rng, augment)
 
-# %% ../nbs/03_augment.ipynb #a7f73d57
+# %% ../nbs/03_augment.ipynb #4df82a61
 def _images(first: int, side: int, length: int) -> list[tuple[int, int]]:
     "Sign and shift of the row or column 0..length - 1 and of its mirror images that reach into 0..side."
     period = max(2 * (length - 1), 1)
@@ -163,10 +175,12 @@ def _images(first: int, side: int, length: int) -> list[tuple[int, int]]:
     ]
 
 
-def _outlines_within(chip: Chip) -> Iterator[np.ndarray]:
-    "The outlines that reach into the place, in pixels of the input, mirrored where the image is."
+def _outlines_within(chip: Chip, border: str) -> Iterator[np.ndarray]:
+    "The outlines that reach into the place, in pixels of the input, and their mirror images where the border mirrors."
     axes = [
         _images(c - chip.side // 2, chip.side, n)
+        if border == "mirror"
+        else [(1, chip.side // 2 - c)]
         for c, n in zip(chip.centre, chip.field.mask.shape)
     ]
     size = chip.size[0] / chip.side
@@ -178,7 +192,7 @@ def _outlines_within(chip: Chip) -> Iterator[np.ndarray]:
         for i in np.flatnonzero(within.all(axis=1)):
             yield (sign * chip.field.outlines[i] + shift + 0.5) * size - 0.5
 
-# %% ../nbs/03_augment.ipynb #aa6f9790
+# %% ../nbs/03_augment.ipynb #b99de638
 def resize(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
     "The chip, with the image as large as the model's input, mask and edge as its output."
     side, margin = chip.size[0], (chip.size[0] - chip.size[1]) // 2
@@ -186,7 +200,9 @@ def resize(chip: Chip, rng: np.random.Generator, augment: Augment) -> Chip:
     if chip.side != side:
         image, mask = cv2.resize(image, (side, side)), cv2.resize(mask, (side, side))
         if edge is not None and chip.field.outlines:
-            edge = edge_mask(list(_outlines_within(chip)), (side, side)).view(np.uint8)
+            edge = edge_mask(list(_outlines_within(chip, augment.border)), (side, side)).view(
+                np.uint8
+            )
         elif edge is not None:
             edge = cv2.resize(edge, (side, side))
     learnt = slice(margin, margin + chip.size[1])

@@ -10,7 +10,7 @@ __all__ = ['TRUTHS', 'SEGNET_MASKS', 'TABLES', 'SEGNET_TABLES', 'PIXEL_TABLE', '
            'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth', 'benchmark_image',
            'pipeline']
 
-# %% ../nbs/10_experiment.ipynb #738d2b02
+# %% ../nbs/10_experiment.ipynb #c33e770f
 import dataclasses
 import json
 import os
@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from tqdm.std import tqdm
 
 from .count import COUNTERS, count
@@ -36,7 +35,7 @@ from bloodcount.evaluate import (
     summarise,
 )
 from .files import read_card, write_text
-from .report import RESULTS, pipeline_figure
+from .report import CELL_TITLES, RESULTS, Pipeline, busiest
 from bloodcount.segment import (
     SHIPPED,
     Maps,
@@ -542,7 +541,7 @@ def tile_results(
                 rows.append(("T1", "truth", "none", cell, "", quantity, side, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
-# %% ../nbs/10_experiment.ipynb #6ad9929f
+# %% ../nbs/10_experiment.ipynb #495ec001
 def write_results(
     run: Run,
     frames: Iterable[pd.DataFrame],
@@ -627,13 +626,20 @@ def pipeline(
     run: Run,
     cell: str,
     name: str,  # An image
-) -> Figure:
-    "What the run's weights and the four methods make of one field."
-    smear = read_smear(run.data, name, (cell,))
+    photograph: bool = False,  # Show it, and draw the cells on it
+    size: tuple[int, int] | None = None,  # Of the part that is shown, px; all if None
+) -> Pipeline:
+    "What the run's weights and the four methods make of one field, or of the part with the most cells."
+    smear, settings = read_smear(run.data, name, (cell,)), run.settings
     maps = maps_of(run, cell)[0](smear)
     found = {
-        method: count(maps, view, method, run.settings)
-        for view, method in views(run.settings, cell)
+        method: count(maps, view, method, settings)
+        for view, method in views(settings, cell)
         if view == cell
     }
-    return pipeline_figure(maps, found, smear.counts.get(cell), name)
+    return Pipeline(
+        f"{name}, {CELL_TITLES[cell]}", maps, found, smear.counts.get(cell),
+        image=smear.image if photograph else None,
+        window=busiest(found[getattr(settings.method, cell)].centre, maps.mask.shape, size) if size else None,
+        threshold=settings.threshold[cell],
+    )  # fmt: skip

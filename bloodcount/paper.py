@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARTEFACTS', 'PAPER_NOTEBOOKS', 'CODE', 'SECONDS_PER_MEGAPIXEL', 'notebooks', 'list_notebooks', 'declared_outputs',
-           'check_parameters', 'verdict', 'execute', 'settings_read', 'Series', 'is_done', 'run_notebook',
+           'check_parameters', 'code_cells', 'verdict', 'execute', 'settings_read', 'Series', 'is_done', 'run_notebook',
            'gather_results', 'results_page', 'html_report', 'expected_minutes', 'all_series', 'run_series', 'reproduce',
            'publish_notebooks']
 
@@ -44,7 +44,7 @@ from bloodcount.settings import (
 )
 from .trained import RECORDS
 
-# %% ../nbs/10_paper.ipynb #ab2bf25b
+# %% ../nbs/10_paper.ipynb #d25810b8
 ARTEFACTS = {
     "table_1": ("01_dataset", "Table I. Images and tiles"),
     "figure_1": ("01_dataset", "Figure 1. Six fields as they are annotated"),
@@ -54,21 +54,22 @@ ARTEFACTS = {
     "table_rbc_thresholds": ("02_rbc", "Red cells: what hangs on a threshold"),
     "table_rbc_pixels": ("02_rbc", "Red cells: are the pixels right?"),
     "figure_rbc": ("02_rbc", "Red cells: predicted against real counts"),
-    "figure_rbc_field": ("02_rbc", "Red cells: one field, four methods"),
+    "figure_4": ("02_rbc", "Figure 4. Red cells: one field, four methods"),
     "table_wbc": ("03_wbc", "White cells: counting"),
     "table_wbc_agreement": ("03_wbc", "White cells: how well the counts agree"),
     "table_wbc_thresholds": ("03_wbc", "White cells: what hangs on a threshold"),
     "table_wbc_pixels": ("03_wbc", "White cells: are the pixels right?"),
     "figure_wbc": ("03_wbc", "White cells: predicted against real counts"),
-    "figure_wbc_field": ("03_wbc", "White cells: one field, four methods"),
     "table_plt": ("04_plt", "Platelets: counting"),
     "table_plt_agreement": ("04_plt", "Platelets: how well the counts agree"),
     "table_plt_thresholds": ("04_plt", "Platelets: what hangs on a threshold"),
     "table_plt_pixels": ("04_plt", "Platelets: are the pixels right?"),
     "figure_plt": ("04_plt", "Platelets: predicted against real counts"),
-    "figure_plt_field": ("04_plt", "Platelets: one field, four methods"),
+    "figure_5": ("04_plt", "Figure 5. White cells and platelets: one field each, four methods"),
     "table_ceilings": ("05_ceilings", "Ceilings: the four methods on the truth itself"),
     "figure_ceilings": ("05_ceilings", "Ceilings: counts on the truth against real counts"),
+    "figure_2": ("06_training", "Figure 2. DO-U-Net"),
+    "figure_3": ("06_training", "Figure 3. SegNet"),
     "table_training": ("06_training", "What was trained, and for how long"),
     "figure_training": ("06_training", "Learning curve of the red cells' network"),
     "table_2": ("06_training", "Table II. Models A and B"),
@@ -116,7 +117,12 @@ def check_parameters(
         if parameter not in known:
             raise SettingsError(f"{name} has no parameter {parameter!r}. {hint(parameter, known)}")
 
-# %% ../nbs/10_paper.ipynb #01c3abe9
+# %% ../nbs/10_paper.ipynb #2ae36142
+def code_cells(notebook: nbformat.NotebookNode) -> list[str]:
+    "What a notebook runs."
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def verdict(
     executed: nbformat.NotebookNode,
     folder: Path,  # Where its outputs should be
@@ -201,7 +207,7 @@ def _reason(error: Exception) -> str:
     said = f"{error.ename}: {error.evalue}" if in_cell else str(error)
     return next((line for line in said.splitlines() if line.strip()), type(error).__name__)
 
-# %% ../nbs/10_paper.ipynb #0b848131
+# %% ../nbs/10_paper.ipynb #cee65687
 # The modules that a paper notebook's numbers come from.
 CODE = "settings data synthetic tiles models segment count evaluate report diagram experiment trained study".split()
 
@@ -250,7 +256,7 @@ class Series:
     def key(self, notebook: str, parameters: dict) -> str:
         "A name for all that a notebook's outputs depend on."
         source = nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)
-        code = [cell.source for cell in source.cells if cell.cell_type == "code"]
+        code = code_cells(source)
         own, others = self.settings, [name for name in WEIGHTS if name != self.settings.weights]
         variants = [own, *(load_settings(own.profile, name) for name in others)]
         chosen = [settings_read(settings, "\n".join(code)) for settings in variants]
@@ -265,7 +271,7 @@ class Series:
         made_by = (code, code_digest(*CODE), environment()["versions"])
         return digest(declared_outputs(source), parameters, chosen, inputs, made_by)
 
-# %% ../nbs/10_paper.ipynb #8c31996c
+# %% ../nbs/10_paper.ipynb #5c3d5338
 def _read_provenance(series: Series, notebook: str) -> dict:
     try:
         return json.loads(series.provenance(notebook).read_text())
@@ -293,6 +299,7 @@ def run_notebook(
 ) -> dict:  # Its provenance
     "Run one paper notebook; its outputs appear together when it has passed."
     key, made_at, began = series.key(notebook, parameters), commit(), time.perf_counter()
+    source = digest(code_cells(nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)))
     name, failed = f"{notebook}.ipynb", series.folder / f"{notebook}.failed.ipynb"
     failed.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="bloodcount-", ignore_cleanup_errors=True) as staging:
@@ -308,7 +315,7 @@ def run_notebook(
             _place(copy.parent / output, series.figures / output)
         _place(copy, series.folder / name)
     provenance = {
-        "notebook": notebook, "parameters": parameters, "key": key, "commit": made_at,
+        "notebook": notebook, "parameters": parameters, "key": key, "source": source, "commit": made_at,
         "data": {"title": series.data.title, "fingerprint": series.data.fingerprint},
         "weights": packaged(), **environment(),
         "seconds": round(time.perf_counter() - began, 1), "outputs": checksums,

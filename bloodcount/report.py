@@ -7,8 +7,7 @@ __all__ = ['CELL_TITLES', 'NETWORK_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_CO
            'STYLE', 'RESULTS', 'COUNTING', 'number', 'segmented_by', 'images_title', 'counting_table',
            'agreement_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table', 'latex_text',
            'latex_table', 'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
-           'Pipeline', 'pipelines_figure', 'pipeline_figure', 'busiest', 'learning_curve', 'curve_figure', 'html_table',
-           'html_page']
+           'Pipeline', 'pipelines_figure', 'busiest', 'learning_curve', 'curve_figure', 'html_table', 'html_page']
 
 # %% ../nbs/09_report.ipynb #48d9cd8b
 import base64
@@ -604,7 +603,7 @@ class Pipeline:
         rows = [maps + methods] if self.maps.edge is None else [maps, methods]
         return [[(title, picture[window]) for title, picture in row] for row in rows if row]
 
-# %% ../nbs/09_report.ipynb #a7fd51c4
+# %% ../nbs/09_report.ipynb #b0a81e07
 @matplotlib.rc_context(STYLE)
 def pipelines_figure(
     fields: Sequence[Pipeline],
@@ -630,19 +629,6 @@ def pipelines_figure(
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=True, color="#BBBBBB")
     return figure
-
-
-def pipeline_figure(
-    maps: Maps,
-    found: Mapping[str, Cells],  # By method
-    real: int | None,  # The real count, where it is known
-    title: str,
-    image: np.ndarray | None = None,  # (H, W, 3) uint8 RGB, its photograph, where it may be shown
-    window: tuple[slice, slice] | None = None,  # Rows and columns that are shown; all if None
-    threshold: Thresholds = _OTSU,  # How mask minus edge is cut
-) -> Figure:
-    "Maps of one field and the cells that each method finds in them."
-    return pipelines_figure([Pipeline(title, maps, found, real, image, window, threshold)])
 
 
 def busiest(

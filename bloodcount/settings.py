@@ -137,11 +137,12 @@ class Thresholds:
     mask: Threshold
     edge: Threshold
 
-# %% ../nbs/00_settings.ipynb #27719f62
+# %% ../nbs/00_settings.ipynb #12e12811
 @section
 class Augment:
     "Random changes of a chip; a pair is the least and the greatest factor."
 
+    border: Literal["mirror", "black"]  # What a chip shows past the border of the image
     scale: Factors  # Size of the cells in the chip over their size in the image
     quality: Shares  # Scaled down by this, and back up
     skip: Share  # Of the draws, those that must hold the object
@@ -182,7 +183,10 @@ def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
 class Recipe:
     "How a network learns a cell type."
 
-    augment: Literal["as_paper", "best"]
+    start: Literal[
+        "none", "model_a", "model_b", "as_paper", "best"
+    ]  # none, or the recipe whose trained network it goes on with
+    augment: Literal["as_paper", "best", "crowded"]
     loss: Literal["mse", "bce", "dice", "tversky", "focal_tversky", "bce_dice"]
     loss_weights: Annotated[tuple[Share, Share], BeforeValidator(_split)]  # Mask, edge
     stages: Annotated[tuple[Images, ...], BeforeValidator(_split)]
@@ -191,10 +195,11 @@ class Recipe:
     rate: Positive  # Of Adam; its greatest where it falls
     schedule: Literal["constant", "cosine"]
     validation: Count  # Training images kept for choosing the best epoch
+    judge: Literal["dice", "loss"]  # What the best epoch is chosen by
 
 
 RECIPES = {
-    "rbc": ("model_a", "model_b", "as_paper", "best"),
+    "rbc": ("model_a", "model_b", "as_paper", "best", "crowded"),
     "wbc": ("as_paper", "best"),
     "plt": ("as_paper", "best"),
 }
@@ -252,7 +257,7 @@ class EDT:
 
 METHODS = {"cht": CHT, "ccl": CCL, "watershed": Watershed, "edt": EDT}
 
-# %% ../nbs/00_settings.ipynb #bd9f262f
+# %% ../nbs/00_settings.ipynb #bd35b738
 @section
 class Evaluate:
     "Intervals and the IoU thresholds of instance scores."
@@ -293,7 +298,7 @@ SECTIONS = {
     "preprocess": Preprocess,
     "grid": Grid,
     "segment": Segment,
-    **{f"augment.{name}": Augment for name in ("as_paper", "best")},
+    **{f"augment.{name}": Augment for name in ("as_paper", "best", "crowded")},
     **{f"train.{network}": Train for network in ("do_unet", "segnet")},
     **{f"recipe.{cell}.{name}": Recipe for cell in CELLS for name in RECIPES[cell]},
     **{f"threshold.{cell}": Thresholds for cell in CELLS},

@@ -6,7 +6,7 @@
 __all__ = ['FACTORS', 'VALIDATION_CHIPS', 'Training', 'sides', 'Source', 'build', 'prepare', 'Progress', 'write_checkpoint',
            'read_checkpoint', 'train']
 
-# %% ../nbs/05_train.ipynb #a7d05aae
+# %% ../nbs/05_train.ipynb #a0508f1c
 import contextlib
 import dataclasses
 import itertools
@@ -25,12 +25,12 @@ from .data import DataSet, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
 from .files import read_card, replacing, sha256, write_text
 from .losses import LOSSES, METRICS
-from .models import MODELS, OUTPUTS, keras, write_weights
+from .models import MODELS, OUTPUTS, keras, read_weights, write_weights
 from .provenance import commit, environment
 from .settings import CELLS, Augment, Recipe, Settings, Train, code_digest, digest
 from .tiles import equalise, to_input
 
-# %% ../nbs/05_train.ipynb #c6ddd59f
+# %% ../nbs/05_train.ipynb #ccbd5a90
 @dataclasses.dataclass(frozen=True)
 class Training:
     "One training; raises `SettingsError` for a name that is not known."
@@ -50,6 +50,12 @@ class Training:
             raise SettingsError(
                 f"There is no recipe {self.recipe!r} for {self.cell}. {hint(self.recipe, known)}"
             )
+        start, earlier = known[self.recipe].start, list(known)[: list(known).index(self.recipe)]
+        if start not in ("none", *earlier):
+            raise SettingsError(
+                f"settings.ini [recipe.{self.cell}.{self.recipe}] start = {start}: "
+                f"must be none or an earlier recipe. {hint(start, ('none', *earlier))}"
+            )
         size, network = self.settings.train[self.network].input_size, MODELS[self.network]
         lost, step = 2 * network.crop, network.step
         sides = [
@@ -68,6 +74,12 @@ class Training:
         return recipe, self.settings.augment[recipe.augment], self.settings.train[self.network]
 
     @property
+    def start(self) -> "Training | None":
+        "The training whose network this one goes on with."
+        name = self.chosen[0].start
+        return None if name == "none" else dataclasses.replace(self, recipe=name)
+
+    @property
     def folder(self) -> Path:
         "Where the trained model goes."
         series = f"{self.settings.profile}-{self.data.kind}"
@@ -81,14 +93,9 @@ class Training:
     @property
     def key(self) -> str:
         "A name for all that its weights depend on, but the code."
-        return digest(
-            self.cell,
-            self.network,
-            self.seed,
-            self.chosen,
-            self.settings.preprocess,
-            self.data.fingerprint,
-        )
+        start = self.start.key if self.start else None
+        made_by = self.cell, self.network, self.seed, self.chosen, start
+        return digest(*made_by, self.settings.preprocess, self.data.fingerprint)
 
 # %% ../nbs/05_train.ipynb #7f4f2de0
 def sides(
@@ -242,7 +249,7 @@ def prepare(model: keras.Model, training: Training, stage: int) -> None:
     )
     model.optimizer.build(model.trainable_variables)
 
-# %% ../nbs/05_train.ipynb #9b1200a6
+# %% ../nbs/05_train.ipynb #40657783
 @dataclasses.dataclass
 class Progress:
     "How far a training is."
@@ -250,7 +257,7 @@ class Progress:
     key: str
     stage: int = 0
     epoch: int = 0  # Epochs of the stage that are done
-    best: float = -1.0  # Score of the best epoch of the stage
+    best: float = -np.inf  # Score of the best epoch of the stage
     history: list[dict] = dataclasses.field(default_factory=list)  # A row an epoch
 
 
@@ -292,7 +299,7 @@ def read_checkpoint(path: Path, key: str) -> tuple[Progress, dict[str, list[np.n
         )
     return progress, arrays
 
-# %% ../nbs/05_train.ipynb #ed9faaff
+# %% ../nbs/05_train.ipynb #57a26240
 class _Keeper(keras.callbacks.Callback):
     "Judges, logs and keeps every epoch of a stage."
 
@@ -325,9 +332,13 @@ class _Keeper(keras.callbacks.Callback):
             for name in self.outputs
             for quantity, score in METRICS.items()
         }
-        return scores | {
-            "score": float(np.mean([scores[f"val_{name}_soft_dice"] for name in self.outputs]))
-        }
+        recipe = self.training.chosen[0]
+        losses = [
+            float(LOSSES[recipe.loss](self.truth[name], found[name])) for name in self.outputs
+        ]
+        loss = float(np.dot(recipe.loss_weights[: len(losses)], losses))
+        dice = float(np.mean([scores[f"val_{name}_soft_dice"] for name in self.outputs]))
+        return scores | {"val_loss": loss, "score": dice if recipe.judge == "dice" else -loss}
 
     def on_epoch_end(self, epoch, logs=None):
         if not all(np.isfinite(weight).all() for weight in self.model.get_weights()):
@@ -349,7 +360,7 @@ def _write_history(folder: Path, history: list[dict]) -> None:
     text = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_text(folder / "history.csv", text)
 
-# %% ../nbs/05_train.ipynb #a538774b
+# %% ../nbs/05_train.ipynb #98c1b871
 def _assign(variables: Sequence, values: Sequence[np.ndarray], kept: Path) -> None:
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise IntegrityError(
@@ -370,8 +381,11 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
             )
         _tidy(folder)
         return folder
-    model = build(training)
     kept = read_checkpoint(checkpoint, training.key)
+    before = None if kept or training.start is None else train(training.start)
+    model = build(training)
+    if before is not None:
+        read_weights(model, before / "weights.npz")
     state, arrays = kept or (
         Progress(training.key),
         {"best": [np.asarray(w) for w in model.weights]},
@@ -388,7 +402,7 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
                 _assign(model.weights, arrays["model"], checkpoint)
                 _assign(model.optimizer.variables, arrays["optimizer"], checkpoint)
             elif stage > state.stage:
-                state.stage, state.epoch, state.best = stage, 0, -1.0
+                state.stage, state.epoch, state.best = stage, 0, -np.inf
                 _assign(model.weights, best, checkpoint)
             if state.epoch < recipe.epochs[stage]:
                 _learn(model, training, state, best, bar)

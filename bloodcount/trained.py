@@ -6,7 +6,7 @@
 __all__ = ['RECORDS', 'RECIPE_TITLES', 'tile_maps', 'score_tiles', 'score_model', 'train_model', 'model_card', 'ship',
            'keep_masks', 'records', 'training_table', 'record_scores', 'table_2']
 
-# %% ../nbs/10_trained.ipynb #940adc05
+# %% ../nbs/10_trained.ipynb #4bd5ef2b
 import dataclasses
 import shutil
 from pathlib import Path
@@ -30,6 +30,7 @@ from bloodcount.experiment import (
     with_paper,
 )
 from .files import read_card, replacing, write_text
+from .models import OUTPUTS
 from bloodcount.report import (
     CELL_TITLES,
     NETWORK_TITLES,
@@ -205,7 +206,7 @@ def keep_masks(folder: Path, settings: Settings, data: DataSet) -> int:  # How m
         write_masks(SEGNET_MASKS / cell, name, network(read_smear(data, name, (cell,))))
     return len(images)
 
-# %% ../nbs/10_trained.ipynb #b7f5f8d2
+# %% ../nbs/10_trained.ipynb #dadbd270
 RECIPE_TITLES = {
     "model_a": "model A", "model_b": "model B", "as_paper": "model B, test images in its first stage",
     "best": "best recipe", "authors": "model B, the authors' weights",
@@ -234,7 +235,7 @@ def training_table() -> pd.DataFrame:  # One row per record; text
                 "images": images, "epochs": epochs, "steps an epoch": recipe["steps"],
                 "chips": f"{train_['batch']} x {train_['input_size']} px", "loss": recipe["loss"],
                 "minutes": f"{card['seconds'] / 60:.0f}", "device": card["device"],
-                "Dice, validation": number(card["best"]["score"]),
+                "Dice, validation": number(np.mean([card["best"][f"val_{name}_soft_dice"] for name in OUTPUTS[card["cell"]]])),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -29,6 +29,7 @@ from bloodcount.errors import InputError
 from bloodcount.synthetic import edge_mask, synthetic_smear
 
 STILL = Augment(
+    border="mirror",
     scale=(1, 1),
     quality=(1, 1),
     skip=0,
@@ -66,19 +67,20 @@ def test_the_papers_order():
     assert list(STEPS) == names
 
 
+@pytest.mark.parametrize("border", ["mirror", "black"])
 @pytest.mark.parametrize("size", SIZES)
-def test_turn_flip_and_cut_are_undone(smear, size):
+def test_turn_flip_and_cut_are_undone(smear, size, border):
     source = field(smear, "rbc")
     margin = (size[0] - size[1]) // 2
     for number in range(40):
-        chip = draw_chip([source], number, 0, replace(STILL, skip=0.5), size)
+        chip = draw_chip([source], number, 0, replace(STILL, skip=0.5, border=border), size)
         middle = slice(margin, margin + size[1])
         for name in ("mask", "edge"):
             back = turned_back(getattr(chip, name), chip.turns, chip.mirrored)
-            whole = place(getattr(source, name), chip.centre, size[0])
+            whole = place(getattr(source, name), chip.centre, size[0], border)
             assert np.array_equal(back, whole[middle, middle])
         image = turned_back(chip.image, chip.turns, chip.mirrored).astype(int)
-        assert np.abs(image - place(source.image, chip.centre, size[0])).max() <= 4  # by HSV
+        assert np.abs(image - place(source.image, chip.centre, size[0], border)).max() <= 4  # by HSV
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.25, 1.5])
@@ -95,13 +97,14 @@ def test_scale_is_undone(smear, scale):
 
 @pytest.mark.parametrize("centre", [(160, 208), (0, 0), (319, 200), (10, 415)])
 @pytest.mark.parametrize("scale", [0.6, 0.75, 1.5])
-def test_edges_keep_their_width_and_their_place(smear, scale, centre):
-    source = field(smear, "rbc")
+@pytest.mark.parametrize("border", ["mirror", "black"])
+def test_edges_keep_their_width_and_their_place(smear, scale, centre, border):
+    source, still = field(smear, "rbc"), replace(STILL, border=border)
 
     def edge_of(source):
         chip = Chip([source], (284, 284), source, centre, 2 * round(142 / scale))
         rng = np.random.default_rng(0)
-        chip = resize(cut(lower_quality(chip, rng, STILL), rng, STILL), rng, STILL)
+        chip = resize(cut(lower_quality(chip, rng, still), rng, still), rng, still)
         return chip.edge[4:-4, 4:-4]
 
     anew, scaled = edge_of(source), edge_of(replace(source, outlines=[]))
@@ -110,6 +113,14 @@ def test_edges_keep_their_width_and_their_place(smear, scale, centre):
     near = cv2.dilate(anew, np.ones((5, 5), np.uint8))
     assert (scaled > near).sum() < 0.01 * scaled.sum()
     assert abs(scaled.sum() / anew.sum() / scale - 1) < 0.15
+
+
+@pytest.mark.parametrize(("centre", "side"), [((1, 2), 6), ((0, 0), 4), ((2, 3), 20), ((1, 1), 2)])
+def test_black_is_what_padding_gives(centre, side):
+    plane = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
+    top, left = 30 + centre[0] - side // 2, 30 + centre[1] - side // 2
+    truth = np.pad(plane, 30)[top : top + side, left : left + side]
+    assert np.array_equal(place(plane, centre, side, "black"), truth)
 
 
 def test_every_pixel_comes_to_every_place():

@@ -20,6 +20,8 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import bloodcount
+from bloodcount.paper import code_cells
+from bloodcount.settings import digest
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -161,6 +163,16 @@ def test_committed_notebook_is_fit_to_be_read(path):
     for kind, value in ((k, v) for o in outputs for k, v in o.get("data", {}).items()):
         assert "widget" not in kind
         assert not kind.startswith("image/") or len(value) * 3 // 4 < 300_000
+
+
+@pytest.mark.parametrize("path", [p for p in PAPER if p.stem[0].isdigit()], ids=lambda path: path.stem)
+def test_committed_outputs_are_of_these_cells(path):
+    "What it says stale: run `bloodcount reproduce`, then `bloodcount reproduce --publish`."
+    notebook = nbformat.read(path, as_version=4)
+    made = json.loads((ROOT / "figures" / "provenance" / f"{path.stem}.json").read_text())
+    assert made["source"] == digest(code_cells(notebook)), f"{path.name} is stale"
+    shown = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
+    assert shown, f"{path.name} has no outputs"
 
 
 def test_notebooks_and_tests_are_formatted():

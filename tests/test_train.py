@@ -231,6 +231,16 @@ def test_a_chip_that_does_not_fit_is_one_sentence(folder, network, size, nearest
         training(folder, "runs", "rbc", network, settings=settings)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [("best", "crowded"), ("best", "best"), ("model_a", "best")],
+)
+def test_a_recipe_goes_on_with_an_earlier_one(folder, recipe, start):
+    settings = changed(SMOKE, f"recipe.rbc.{recipe}", start=start)
+    with pytest.raises(SettingsError, match=rf"\[recipe.rbc.{recipe}\] start = {start}: must be none or"):
+        training(folder, "runs", recipe=recipe, settings=settings)
+
+
 # Batches
 
 
@@ -264,14 +274,17 @@ def test_the_first_stage_teaches_both_outputs_the_mask(folder):
 
 @pytest.mark.parametrize(
     ("cell", "recipe", "stages"),
-    [("rbc", "best", [1]), ("rbc", "model_b", []), ("wbc", "best", []), ("plt", "best", [])],
-)
+    [
+        ("rbc", "best", [1]), ("rbc", "crowded", [0]), ("rbc", "model_b", []),
+        ("wbc", "best", []), ("plt", "best", []),
+    ],
+)  # fmt: skip
 def test_cells_are_pasted_where_edges_are_learnt(folder, monkeypatch, cell, recipe, stages):
     pasted = []
 
     def paste(smear, number, *arguments):
         pasted.append(stage)
-        assert number == round(0.3 * len(smear.polygons["rbc"])) > 0
+        assert number == round(at.chosen[1].paste * len(smear.polygons["rbc"])) > 0
         return real(smear, number, *arguments)
 
     real = module.paste_cells
@@ -506,6 +519,29 @@ def test_a_network_with_one_output(folder):
     assert set(history["stage"]) == {"train"} and len(history) == 2
     assert np.array_equal(history["score"], history["val_mask_soft_dice"])
     assert read_card(made)["weights_sha256"] == load_segmenter("wbc", SMOKE, made).checksum
+
+
+@pytest.mark.usefixtures("light")
+def test_goes_on_with_the_network_of_another_recipe(folder, straight, monkeypatch):
+    at, began = training(folder, "goes on", recipe="crowded"), []
+    real = module.prepare
+
+    def prepares(model, training, stage):
+        if training.recipe == "crowded":
+            began.append([np.asarray(w) for w in model.weights])
+        real(model, training, stage)
+
+    monkeypatch.setattr(module, "prepare", prepares)
+    made = train(at)
+    before = at.start.folder
+    assert sha256(before / "weights.npz") == sha256(straight / "weights.npz")
+    assert len(began) == 1 and all(map(np.array_equal, began[0], weights_of(before / "weights.npz")))
+    history = rows(made)
+    assert not np.array_equal(history["score"], history["val_edge_soft_dice"])
+    assert np.array_equal(history["score"], -history["val_loss"])
+    assert read_card(made)["best"]["epoch"] == history.loc[history["val_loss"].idxmin(), "epoch"]
+    other = changed(at.settings, "recipe.rbc.best", rate=2e-3)
+    assert dataclasses.replace(at, settings=other).key != at.key
 
 
 @pytest.fixture(scope="module")
