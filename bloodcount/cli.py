@@ -486,7 +486,7 @@ def count_command(
         )
         raise typer.Exit(1)
 
-# %% ../nbs/11_cli.ipynb #0110301c
+# %% ../nbs/11_cli.ipynb #e84e3045
 def training_plan(training: "Training") -> str:
     "What a training will do, a line for each stage."
     from bloodcount.train import sides
@@ -494,6 +494,8 @@ def training_plan(training: "Training") -> str:
     recipe, _, batches = training.chosen
     said = f"{training.network} for {training.cell} by recipe {training.recipe}, profile {training.settings.profile}, seed {training.seed}"
     lines = [f"{said}, on {training.data.title}; in {training.folder}"]
+    if training.start and not (training.start.folder / "card.json").exists():
+        lines = [training_plan(training.start), *lines]
     for stage, epochs in zip(recipe.stages, recipe.epochs):
         learnt, judged = sides(training, stage)
         lines.append(
@@ -504,10 +506,10 @@ def training_plan(training: "Training") -> str:
 
 
 def held_out(scores: "pd.DataFrame") -> str:  # scores: of a scores.csv
-    "The scores of a trained model on the images that it has not seen, as a terminal shows them."
+    "The scores of a trained model on the test images, as a terminal shows them."
     from tabulate import tabulate
 
-    wanted = scores["quantity"].isin(["dice", "iou", "accuracy", "count_accuracy", "f1_50"])
+    wanted = scores["quantity"].isin(["dice", "iou_50", "accuracy", "count_accuracy", "f1_50"])
     shown = scores.loc[
         wanted & (scores["images"] == "test"),
         ["table", "cell", "method", "quantity", "value", "paper"],
@@ -515,14 +517,16 @@ def held_out(scores: "pd.DataFrame") -> str:  # scores: of a scores.csv
     rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
     return tabulate(rows, [*shown], "simple", floatfmt=".4g")
 
-# %% ../nbs/11_cli.ipynb #864837aa
+# %% ../nbs/11_cli.ipynb #c0b027ed
 @app.command()
 def train(
     cell: OneCell,
     network: Annotated[str, typer.Option(help="do_unet or segnet.")] = "do_unet",
     recipe: Annotated[
         str,
-        typer.Option(help="How, by settings.ini: as_paper, best; for rbc also model_a, model_b."),
+        typer.Option(
+            help="How, by settings.ini: as_paper, best; for rbc also model_a, model_b, crowded."
+        ),
     ] = "best",
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the chips.")] = 0,
     profile: Profile = "paper",
@@ -546,13 +550,11 @@ def train(
     try:
         folder = train_model(settings, data, cell, network, recipe, seed)
     except KeyboardInterrupt:
-        kept = f"Interrupted: the epochs so far are kept in {training.folder}; the same command goes on."
+        kept = f"Interrupted: the epochs so far are kept in {training.folder.parent}; the same command goes on."
         raise KeyboardInterrupt(kept) from None
     import pandas as pd
 
-    print(
-        f"{folder}\n\nOn images that it has not seen:\n{held_out(pd.read_csv(folder / 'scores.csv'))}"
-    )
+    print(f"{folder}\n\nOn the test images:\n{held_out(pd.read_csv(folder / 'scores.csv'))}")
 
 # %% ../nbs/11_cli.ipynb #87729204
 @app.command()

@@ -541,7 +541,7 @@ def tile_results(
                 rows.append(("T1", "truth", "none", cell, "", quantity, side, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
-# %% ../nbs/10_experiment.ipynb #495ec001
+# %% ../nbs/10_experiment.ipynb #28055bad
 def write_results(
     run: Run,
     frames: Iterable[pd.DataFrame],
@@ -616,7 +616,7 @@ def counts_with_truth(
 
 
 def benchmark_image(run: Run, cell: str) -> str:
-    "The benchmark's test image with the fewest red cells: the one to look at; else the first image."
+    "The test image with the fewest red cells of those with a real count, to look at; of all of them if none is a test image."
     index = run.data.index.loc[names(run.data, "rbc", having=["count"])]
     test = index[index[f"{cell}_split"] == "test"]
     return (test if len(test) else index)["rbc_count"].astype(int).idxmin()

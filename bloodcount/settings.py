@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingsError, hint
 
-# %% ../nbs/00_settings.ipynb #fe27f665
+# %% ../nbs/00_settings.ipynb #4364a5bd
 _package = Path(importlib.util.find_spec("bloodcount").origin).parent
 _checkout = _package.parent
 
@@ -46,7 +46,7 @@ CELLS = ("rbc", "wbc", "plt")
 # Whose weights: our DO-U-Net's, those that the authors published, our SegNet's.
 WEIGHTS = ("bloodcount", "authors", "segnet")
 # Those that are used unless others are asked for.
-DEFAULT_WEIGHTS = "authors"
+DEFAULT_WEIGHTS = "bloodcount"
 
 # %% ../nbs/00_settings.ipynb #62a00f9d
 def _split(text: Any) -> Any:
@@ -137,7 +137,7 @@ class Thresholds:
     mask: Threshold
     edge: Threshold
 
-# %% ../nbs/00_settings.ipynb #12e12811
+# %% ../nbs/00_settings.ipynb #6cf988f1
 @section
 class Augment:
     "Random changes of a chip; a pair is the least and the greatest factor."
@@ -172,6 +172,12 @@ class Train:
 Images = Literal["train", "large", "large_with_test"]
 
 
+def _no_twins(stages: tuple) -> tuple:
+    if len(set(stages)) < len(stages):
+        raise ValueError("must not name a stage twice")
+    return stages
+
+
 def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
     stages = info.data.get("stages", epochs)
     if len(epochs) != len(stages):
@@ -183,13 +189,11 @@ def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
 class Recipe:
     "How a network learns a cell type."
 
-    start: Literal[
-        "none", "model_a", "model_b", "as_paper", "best"
-    ]  # none, or the recipe whose trained network it goes on with
+    start: Literal["none", "best"]  # none, or the recipe whose trained network it goes on with
     augment: Literal["as_paper", "best", "crowded"]
     loss: Literal["mse", "bce", "dice", "tversky", "focal_tversky", "bce_dice"]
     loss_weights: Annotated[tuple[Share, Share], BeforeValidator(_split)]  # Mask, edge
-    stages: Annotated[tuple[Images, ...], BeforeValidator(_split)]
+    stages: Annotated[tuple[Images, ...], BeforeValidator(_split), AfterValidator(_no_twins)]
     epochs: Annotated[tuple[Count, ...], BeforeValidator(_split), AfterValidator(_one_each)]
     steps: Count  # Batches an epoch
     rate: Positive  # Of Adam; its greatest where it falls

@@ -125,7 +125,7 @@ def sides(
         raise SettingsError(f"{data.title} has too few {cell} images with a mask to train on.")
     return learnt, judged
 
-# %% ../nbs/05_train.ipynb #6ec176bf
+# %% ../nbs/05_train.ipynb #9a056037
 class Source:
     "The chips of one stage."
 
@@ -198,6 +198,7 @@ class Source:
         ]
         still = dataclasses.replace(
             self.augment,
+            border="mirror",
             **dict.fromkeys(FACTORS, (1.0, 1.0)),
             skip=0.5,
             paste=0.0,
@@ -427,11 +428,12 @@ def _learn(model: keras.Model, training: Training, state: Progress, best: list, 
         initial_epoch=state.epoch, verbose=0, callbacks=[_Keeper(training, source, state, best, bar)],
     )  # fmt: skip
 
-# %% ../nbs/05_train.ipynb #e39a558b
+# %% ../nbs/05_train.ipynb #06afbcd3
 def _finish(training: Training, model: keras.Model, state: Progress) -> None:
     recipe, augment, train_ = training.chosen
     folder, path = training.folder, training.folder / "weights.npz"
     write_weights(model, path)
+    _write_history(folder, state.history)  # A kill may have lost its last row
     learnt, judged = zip(*(sides(training, images) for images in recipe.stages))
     history = pd.DataFrame(state.history)
     last = history[history["stage"] == recipe.stages[-1]]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CANDIDATES', 'Example', 'example', 'crowded', 'tuning_images', 'examples', 'objective', 'search', 'tune_settings']
 
-# %% ../nbs/10_tune.ipynb #c5f0317d
+# %% ../nbs/10_tune.ipynb #db5f0d13
 import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,7 @@ import numpy as np
 from .augment import paste_cells
 from .count import COUNTERS
 from .data import Smear, names, read_smear
+from .errors import InputError
 from bloodcount.evaluate import (
     count_accuracy,
     instances_from_cells,
@@ -172,7 +173,7 @@ def search(
             break
     return best, thresholds, parameters
 
-# %% ../nbs/10_tune.ipynb #232a2909
+# %% ../nbs/10_tune.ipynb #553f2369
 def _changes(title: str, before: Any, after: Any) -> list[str]:
     "The lines of a section for settings.ini: what differs."
     old, new = dataclasses.asdict(before), dataclasses.asdict(after)
@@ -192,6 +193,8 @@ def tune_settings(
     run = Run(settings, run_data(settings), weights or settings.weights, 0, Path())
     own = getattr(settings.method, cell)
     made, thresholds, lines = examples(run, cell), settings.threshold[cell], []
+    if not made:
+        raise InputError(f"{run.data.title} has no training images with {cell} counts to tune on.")
     for method in methods or (own, *(m for m in COUNTERS if m != own)):
         candidates = {
             k: v for k, v in CANDIDATES[cell].items() if method == own or k not in ("mask", "edge")

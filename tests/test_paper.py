@@ -321,7 +321,8 @@ def make_home(folder: Path, authors_folder: Path, notebooks: Path | None = None)
     shutil.copytree(notebooks or PROJECT / "nbs" / "paper", folder / "nbs" / "paper")
     (folder / "data").mkdir()
     (folder / "data" / "authors").symlink_to(authors_folder)
-    shutil.copytree(PROJECT / "data" / "paper", folder / "data" / "paper")
+    for name in ("paper", "trained"):
+        shutil.copytree(PROJECT / "data" / name, folder / "data" / name)
     (folder / "scratch").mkdir()
     for name in ("all-idb1.csv", "all-idb1-index.csv"):
         shutil.copy(PROJECT / "data" / name, folder / "data")
@@ -495,8 +496,9 @@ def test_artefacts_are_what_the_notebooks_declare():
     }
     listed = {name: set() for name in declared}
     for artefact, (notebook, _) in paper.ARTEFACTS.items():
-        suffixes = (".png",) if artefact.startswith("figure_") else (".csv", ".md", ".tex")
-        listed[notebook] |= {artefact + suffix for suffix in suffixes}
+        drawn = [f"{artefact}{s}" for s in (".png", ".svg") if f"{artefact}{s}" in declared[notebook]]
+        assert len(drawn) == artefact.startswith("figure_"), artefact
+        listed[notebook] |= {*drawn} or {artefact + s for s in (".csv", ".md", ".tex")}
     beside = ("numbers/", "licensed/")
     for name, outputs in declared.items():
         assert len(outputs) == len(set(outputs))

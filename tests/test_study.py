@@ -287,6 +287,7 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
     none = study.long_form(run, [])
     tables = [
         study.held_out_table(results),
+        study.related_table(run, results, study.best_on_training(run, results)),
         study.agreement_by_cell(none),
         study.pixel_baseline_table(study.all_background(run)),
         study.count_baseline_table(run, study.by_constant(run, "rbc_count")),
