@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CELL_TITLES', 'NETWORK_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'LINE_COLOURS', 'MARKERS', 'WIDTH',
-           'STYLE', 'RESULTS', 'COUNTING', 'number', 'segmented_by', 'images_title', 'counting_table',
+           'STYLE', 'RESULTS', 'COUNTING', 'number', 'value_of', 'network_title', 'images_title', 'counting_table',
            'agreement_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table', 'latex_text',
            'latex_table', 'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
            'Pipeline', 'pipelines_figure', 'busiest', 'learning_curve', 'curve_figure', 'html_table', 'html_page']
@@ -74,7 +74,7 @@ def number(
     decimals = _DECIMALS.get(quantity, 2 if quantity.startswith(tuple(_PERCENT)) else 3)
     return f"{value:,.{decimals}f}"
 
-# %% ../nbs/09_report.ipynb #60577acc
+# %% ../nbs/09_report.ipynb #8e4c83e9
 # The columns of results.csv.
 RESULTS = [
     "table",
@@ -90,8 +90,8 @@ RESULTS = [
 ]
 
 
-def _value(part: pd.DataFrame, quantity: str, images: str, column: str = "value") -> float:
-    "One number of a long frame; NaN where there is none."
+def value_of(part: pd.DataFrame, quantity: str, images: str, column: str = "value") -> float:
+    "One number of long-form results; NaN where there is none."
     found = part[column][(part["quantity"] == quantity) & (part["images"] == images)]
     return float(found.iloc[0]) if len(found) else np.nan
 
@@ -99,15 +99,16 @@ def _value(part: pd.DataFrame, quantity: str, images: str, column: str = "value"
 def _with_interval(part: pd.DataFrame, images: str) -> str:
     "A count accuracy with its interval in brackets."
     value, low, high = (
-        _value(part, f"count_accuracy{end}", images) for end in ("", "_low", "_high")
+        value_of(part, f"count_accuracy{end}", images) for end in ("", "_low", "_high")
     )
     interval = f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
     return number(value, "count_accuracy") + interval
 
 
-def segmented_by(model: str, weights: str) -> str:
-    "Whose network it was."
-    return {"authors": "authors' ", "none": ""}.get(weights, "our ") + NETWORK_TITLES[model]
+def network_title(model: str, weights: str) -> str:
+    "A network and whose weights, or the recipe of a trained model, as tables say it."
+    owner = {"authors": "authors' ", "bloodcount": "our ", "none": ""}.get(weights, f"{weights} ")
+    return owner + NETWORK_TITLES[model]
 
 
 def _counted_by(key: tuple[str, str, str, str]) -> dict[str, str]:
@@ -115,7 +116,7 @@ def _counted_by(key: tuple[str, str, str, str]) -> dict[str, str]:
     model, weights, cell, method = key
     view = " on the mask" if cell.endswith("_mask") else ""
     return {
-        "segmented by": segmented_by(model, weights),
+        "segmented by": network_title(model, weights),
         "counted by": METHOD_TITLES[method] + view,
     }
 
@@ -125,7 +126,7 @@ def images_title(group: str) -> str:
     size = group.removeprefix("all")
     return group if size == group else f"{size} image{'' if size == '1' else 's'}"
 
-# %% ../nbs/09_report.ipynb #9bdebc0b
+# %% ../nbs/09_report.ipynb #b67242f0
 COUNTING = ["model", "weights", "cell", "method"]
 
 
@@ -145,14 +146,14 @@ def counting_table(
         for group in columns:
             if group in printed:
                 row[f"paper, {images_title(group)}"] = number(
-                    _value(part, "count_accuracy", group, "paper"), "count_accuracy"
+                    value_of(part, "count_accuracy", group, "paper"), "count_accuracy"
                 )
             row[images_title(group)] = _with_interval(part, group)
-        row["bias, test, %"] = number(_value(part, "bias", "test"), "bias")
+        row["bias, test, %"] = number(value_of(part, "bias", "test"), "bias")
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #5bea0b8c
+# %% ../nbs/09_report.ipynb #fe916d0c
 def agreement_table(
     results: pd.DataFrame,  # Long form, columns RESULTS
 ) -> (
@@ -168,7 +169,7 @@ def agreement_table(
             *({"test"} & set(part["images"])),
         ]:
             value = {
-                q: _value(scores, q, group)
+                q: value_of(scores, q, group)
                 for q in (
                     "mae",
                     "mape",
@@ -217,7 +218,7 @@ def cells_table(
             ("ap", "AP"),
         ):
             row |= {
-                f"{title}, {side}": number(_value(part, quantity, side))
+                f"{title}, {side}": number(value_of(part, quantity, side))
                 for side in ("train", "test")
             }
         rows.append(row)
@@ -240,9 +241,9 @@ def pixel_table(
         results[results["method"].fillna("") == ""],
     )
     for (cell, images, model, weights), part in pixels.groupby(keys, sort=False):
-        for column, who in (("value", segmented_by(model, weights)), ("paper", "the paper")):
+        for column, who in (("value", network_title(model, weights)), ("paper", "the paper")):
             values = {
-                title: number(_value(part, quantity, images, column))
+                title: number(value_of(part, quantity, images, column))
                 for quantity, title in titles.items()
             }
             if any(values.values()):
@@ -266,12 +267,12 @@ def threshold_table(
         row = {"threshold": threshold}
         row |= {
             f"accuracy, {images_title(g)}": number(
-                _value(part, "count_accuracy", g), "count_accuracy"
+                value_of(part, "count_accuracy", g), "count_accuracy"
             )
             for g in groups
         }
         if "f1_50" in set(part["quantity"]):
-            row |= {f"F1, {g}": number(_value(part, "f1_50", g)) for g in ("train", "test")}
+            row |= {f"F1, {g}": number(value_of(part, "f1_50", g)) for g in ("train", "test")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -292,7 +293,7 @@ def ceiling_table(
         }
         row["count accuracy"] = _with_interval(part, group)
         for quantity, title in (("bias", "bias, %"), ("mae", "MAE"), ("f1_50", "F1 at IoU 0.5")):
-            row[title] = number(_value(part, quantity, group), quantity)
+            row[title] = number(value_of(part, quantity, group), quantity)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -644,13 +645,13 @@ def busiest(
     top, left = corners[inside.all(axis=2).sum(axis=1).argmax()]
     return slice(int(top), int(top + size[0])), slice(int(left), int(left + size[1]))
 
-# %% ../nbs/09_report.ipynb #63924eae
+# %% ../nbs/09_report.ipynb #13a4ec26
 @matplotlib.rc_context(STYLE)
 def learning_curve(
     history: pd.DataFrame,  # The history.csv of a training, one row an epoch
     title: str,
 ) -> Figure:
-    "Loss and Dice over the epochs of all stages, learnt and validation images; the best epoch of each stage."
+    "Loss of the learnt images and Dice of learnt and validation images over the epochs of all stages; the best epoch of each."
     epochs = np.arange(1, len(history) + 1)
     stage = (history["epoch"].diff() <= 0).cumsum().to_numpy()
     judged = [c for c in history if re.fullmatch(r"val_\w+_soft_dice", c)]

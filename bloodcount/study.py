@@ -6,21 +6,21 @@
 __all__ = ['MAIN_TRUTH', 'TRUTH_TITLES', 'HELD_OUT', 'AGREEMENT', 'RELATED', 'QUOTED_METHODS', 'BASELINE_PIXELS',
            'BASELINE_COUNTS', 'OVERLAP', 'CONTACTS', 'NEIGHBOURS', 'COLOUR', 'SHIFTS', 'WINDOW', 'MAGNIFICATION',
            'SCALES', 'WAYS', 'ERRATA', 'COMBINING', 'COMBINATIONS', 'ALONE', 'COMBINATION_TITLES', 'kept_rows',
-           'long_form', 'tagged', 'network_title', 'method_title', 'value_of', 'nothing_to_draw', 'every_count',
-           'difference_interval', 'held_out', 'held_out_table', 'best_on_training', 'best_counts', 'agreement_results',
-           'agreement_by_cell', 'bland_altman_figure', 'related_table', 'truth_of', 'all_background',
-           'printed_accuracy', 'pixel_baselines', 'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas',
-           'true_areas', 'counted_by_area', 'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table',
-           'contacts', 'which_found', 'contact_class', 'overlap_rows', 'found_by_contact', 'overlap_results',
-           'overlap_table', 'contact_counts', 'overlap_figure', 'shifted', 'middle', 'mappers', 'colour_counts',
-           'counted', 'drifts', 'colour_results', 'colour_table', 'colour_figure', 'cell_radius', 'known_radius',
-           'outline_radii', 'other_magnifications', 'scaled', 'resized', 'magnified_rows', 'magnification_counts',
-           'magnification_results', 'magnification_table', 'magnification_figure', 'claims', 'same_pictures',
-           'component_counts', 'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table',
-           'platelet_table', 'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images',
-           'combined_scores', 'combining_results', 'combining_table']
+           'long_form', 'tagged', 'method_title', 'nothing_to_draw', 'every_count', 'difference_interval', 'held_out',
+           'held_out_table', 'best_on_training', 'best_counts', 'agreement_results', 'agreement_by_cell',
+           'bland_altman_figure', 'related_table', 'truth_of', 'all_background', 'printed_accuracy', 'pixel_baselines',
+           'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas', 'true_areas', 'counted_by_area',
+           'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table', 'contacts', 'which_found',
+           'contact_class', 'overlap_rows', 'found_by_contact', 'overlap_results', 'overlap_table', 'contact_counts',
+           'overlap_figure', 'shifted', 'middle', 'mappers', 'colour_counts', 'counted', 'drifts', 'colour_results',
+           'colour_table', 'colour_figure', 'cell_radius', 'known_radius', 'outline_radii', 'other_magnifications',
+           'scaled', 'resized', 'magnified_rows', 'magnification_counts', 'magnification_results',
+           'magnification_table', 'magnification_figure', 'claims', 'same_pictures', 'component_counts',
+           'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table', 'platelet_table',
+           'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images', 'combined_scores',
+           'combining_results', 'combining_table']
 
-# %% ../nbs/10_study.ipynb #3ae21432
+# %% ../nbs/10_study.ipynb #0cb3285f
 import dataclasses
 import functools
 import json
@@ -79,7 +79,9 @@ from bloodcount.report import (
     WIDTH,
     agreement_table,
     curve_figure,
+    network_title,
     number,
+    value_of,
 )
 from .segment import Maps, Segmenter, cut, kept_maps, load_segmenter, maps_name
 from .settings import PROJECT, Settings, Thresholds, code_digest, digest, load_settings
@@ -126,7 +128,7 @@ def tagged(
     some = results[results["quantity"].isin(quantities)]
     return some.assign(quantity=some["quantity"] + f"_{tag}")
 
-# %% ../nbs/10_study.ipynb #264ce7b1
+# %% ../nbs/10_study.ipynb #240ded0d
 # The truth that stands for a cell type where one must do.
 MAIN_TRUTH = {"rbc": "rbc_count", "wbc": "wbc_count", "plt": "plt_mask_components"}
 TRUTH_TITLES = {
@@ -137,26 +139,9 @@ TRUTH_TITLES = {
 }
 
 
-def network_title(model: str, weights: str) -> str:
-    "A network and whose weights, as tables say it."
-    owner = {"authors": "authors' ", "bloodcount": "our ", "none": ""}.get(weights, f"{weights} ")
-    return owner + {"do_unet": "DO-U-Net", "segnet": "SegNet", "truth": "truth"}[model]
-
-
 def method_title(cell: str, method: str) -> str:
     "A method and what it looks at, as tables say it."
     return METHOD_TITLES[method] + (" on the mask" if cell.endswith("_mask") else "")
-
-
-def value_of(
-    part: pd.DataFrame,
-    quantity: str,
-    images: str,
-    column: str = "value",
-) -> float:
-    "One number of long-form results; NaN where there is none."
-    found = part[column][(part["quantity"] == quantity) & (part["images"] == images)]
-    return float(found.iloc[0]) if len(found) else float("nan")
 
 
 def nothing_to_draw(title: str) -> Figure:
