@@ -517,7 +517,7 @@ def held_out(scores: "pd.DataFrame") -> str:  # scores: of a scores.csv
     rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
     return tabulate(rows, [*shown], "simple", floatfmt=".4g")
 
-# %% ../nbs/11_cli.ipynb #c0b027ed
+# %% ../nbs/11_cli.ipynb #40224153
 @app.command()
 def train(
     cell: OneCell,
@@ -525,7 +525,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="How, by settings.ini: as_paper, best; for rbc also model_a, model_b, crowded."
+            help="How, by settings.ini: as_paper, best, refined; for rbc also model_a, model_b."
         ),
     ] = "best",
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the chips.")] = 0,

@@ -32,7 +32,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import SettingsError, hint
 
-# %% ../nbs/00_settings.ipynb #4364a5bd
+# %% ../nbs/00_settings.ipynb #fe27f665
 _package = Path(importlib.util.find_spec("bloodcount").origin).parent
 _checkout = _package.parent
 
@@ -46,7 +46,7 @@ CELLS = ("rbc", "wbc", "plt")
 # Whose weights: our DO-U-Net's, those that the authors published, our SegNet's.
 WEIGHTS = ("bloodcount", "authors", "segnet")
 # Those that are used unless others are asked for.
-DEFAULT_WEIGHTS = "bloodcount"
+DEFAULT_WEIGHTS = "authors"
 
 # %% ../nbs/00_settings.ipynb #62a00f9d
 def _split(text: Any) -> Any:
@@ -137,7 +137,7 @@ class Thresholds:
     mask: Threshold
     edge: Threshold
 
-# %% ../nbs/00_settings.ipynb #6cf988f1
+# %% ../nbs/00_settings.ipynb #283d96de
 @section
 class Augment:
     "Random changes of a chip; a pair is the least and the greatest factor."
@@ -203,9 +203,9 @@ class Recipe:
 
 
 RECIPES = {
-    "rbc": ("model_a", "model_b", "as_paper", "best", "crowded"),
-    "wbc": ("as_paper", "best"),
-    "plt": ("as_paper", "best"),
+    "rbc": ("model_a", "model_b", "as_paper", "best", "refined"),
+    "wbc": ("as_paper", "best", "refined"),
+    "plt": ("as_paper", "best", "refined"),
 }
 
 # %% ../nbs/00_settings.ipynb #06eeff05

@@ -119,10 +119,10 @@ def train_model(
     score_model(folder, settings, data)
     return folder
 
-# %% ../nbs/10_trained.ipynb #75b4880f
+# %% ../nbs/10_trained.ipynb #de26e0e1
 RECORDS = PROJECT / "data" / "trained"
-# The recipe of each cell type whose DO-U-Net comes with the package; SegNet's masks are those of `best`.
-CHOSEN = {"rbc": "crowded", "wbc": "best", "plt": "best"}
+# The recipe whose DO-U-Nets come with the package; SegNet's masks are those of `best`.
+CHOSEN = "refined"
 
 
 def _row(scores: pd.DataFrame, cell: str, quantity: str, table: str, images: str) -> str:
@@ -199,7 +199,7 @@ def ship(folder: Path) -> Path:  # Where it went
     "Put the chosen model into the package; of the others, and of a large one, keep the record."
     card = read_card(folder)
     small = card["network"] == "do_unet"
-    chosen = (card["recipe"], card["seed"]) == (CHOSEN[card["cell"]] if small else "best", 0)
+    chosen = (card["recipe"], card["seed"]) == (CHOSEN if small else "best", 0)
     target = (
         (SHIPPED if small else SEGNET_MASKS) / card["cell"] if chosen else RECORDS / folder.name
     )
@@ -222,10 +222,10 @@ def keep_masks(folder: Path, settings: Settings, data: DataSet) -> int:  # How m
         write_masks(SEGNET_MASKS / cell, name, network(read_smear(data, name, (cell,))))
     return len(images)
 
-# %% ../nbs/10_trained.ipynb #254a2c8a
+# %% ../nbs/10_trained.ipynb #42fbf6cb
 RECIPE_TITLES = {
     "model_a": "model A", "model_b": "model B", "as_paper": "model B, test images in its first stage",
-    "best": "best recipe", "crowded": "best recipe, then crowded", "authors": "model B, the authors' weights",
+    "best": "best recipe", "refined": "best recipe, refined", "authors": "model B, the authors' weights",
     "bloodcount": "the weights that ship",
 }  # fmt: skip
 

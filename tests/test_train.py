@@ -233,7 +233,7 @@ def test_a_chip_that_does_not_fit_is_one_sentence(folder, network, size, nearest
 
 @pytest.mark.parametrize(
     ("recipe", "start"),
-    [("best", "crowded"), ("best", "best"), ("model_a", "best")],
+    [("best", "refined"), ("best", "best"), ("model_a", "best")],
 )
 def test_a_recipe_goes_on_with_an_earlier_one(folder, recipe, start):
     settings = changed(SMOKE, f"recipe.rbc.{recipe}", start=start)
@@ -275,7 +275,7 @@ def test_the_first_stage_teaches_both_outputs_the_mask(folder):
 @pytest.mark.parametrize(
     ("cell", "recipe", "stages"),
     [
-        ("rbc", "best", [1]), ("rbc", "crowded", [0]), ("rbc", "model_b", []),
+        ("rbc", "best", [1]), ("rbc", "refined", [0]), ("rbc", "model_b", []),
         ("wbc", "best", []), ("plt", "best", []),
     ],
 )  # fmt: skip
@@ -523,11 +523,11 @@ def test_a_network_with_one_output(folder):
 
 @pytest.mark.usefixtures("light")
 def test_goes_on_with_the_network_of_another_recipe(folder, straight, monkeypatch):
-    at, began = training(folder, "goes on", recipe="crowded"), []
+    at, began = training(folder, "goes on", recipe="refined"), []
     real = module.prepare
 
     def prepares(model, training, stage):
-        if training.recipe == "crowded":
+        if training.recipe == "refined":
             began.append([np.asarray(w) for w in model.weights])
         real(model, training, stage)
 
