@@ -233,7 +233,7 @@ def test_a_chip_that_does_not_fit_is_one_sentence(folder, network, size, nearest
 
 @pytest.mark.parametrize(
     ("recipe", "start"),
-    [("best", "refined"), ("best", "best"), ("model_a", "best")],
+    [("best", "best"), ("model_a", "best")],
 )
 def test_a_recipe_goes_on_with_an_earlier_one(folder, recipe, start):
     settings = changed(SMOKE, f"recipe.rbc.{recipe}", start=start)
