@@ -80,7 +80,9 @@ def test_turn_flip_and_cut_are_undone(smear, size, border):
             whole = place(getattr(source, name), chip.centre, size[0], border)
             assert np.array_equal(back, whole[middle, middle])
         image = turned_back(chip.image, chip.turns, chip.mirrored).astype(int)
-        assert np.abs(image - place(source.image, chip.centre, size[0], border)).max() <= 4  # by HSV
+        assert (
+            np.abs(image - place(source.image, chip.centre, size[0], border)).max() <= 4
+        )  # by HSV
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.25, 1.5])

@@ -496,7 +496,9 @@ def test_artefacts_are_what_the_notebooks_declare():
     }
     listed = {name: set() for name in declared}
     for artefact, (notebook, _) in paper.ARTEFACTS.items():
-        drawn = [f"{artefact}{s}" for s in (".png", ".svg") if f"{artefact}{s}" in declared[notebook]]
+        drawn = [
+            f"{artefact}{s}" for s in (".png", ".svg") if f"{artefact}{s}" in declared[notebook]
+        ]
         assert len(drawn) == artefact.startswith("figure_"), artefact
         listed[notebook] |= {*drawn} or {artefact + s for s in (".csv", ".md", ".tex")}
     beside = ("numbers/", "licensed/")

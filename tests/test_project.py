@@ -165,7 +165,9 @@ def test_committed_notebook_is_fit_to_be_read(path):
         assert not kind.startswith("image/") or len(value) * 3 // 4 < 300_000
 
 
-@pytest.mark.parametrize("path", [p for p in PAPER if p.stem[0].isdigit()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in PAPER if p.stem[0].isdigit()], ids=lambda path: path.stem
+)
 def test_committed_outputs_are_of_these_cells(path):
     "Stale ones need `bloodcount reproduce`, then `bloodcount reproduce --publish`."
     notebook = nbformat.read(path, as_version=4)

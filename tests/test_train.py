@@ -237,7 +237,9 @@ def test_a_chip_that_does_not_fit_is_one_sentence(folder, network, size, nearest
 )
 def test_a_recipe_goes_on_with_an_earlier_one(folder, recipe, start):
     settings = changed(SMOKE, f"recipe.rbc.{recipe}", start=start)
-    with pytest.raises(SettingsError, match=rf"\[recipe.rbc.{recipe}\] start = {start}: must be none or"):
+    with pytest.raises(
+        SettingsError, match=rf"\[recipe.rbc.{recipe}\] start = {start}: must be none or"
+    ):
         training(folder, "runs", recipe=recipe, settings=settings)
 
 
@@ -535,7 +537,9 @@ def test_goes_on_with_the_network_of_another_recipe(folder, straight, monkeypatc
     made = train(at)
     before = at.start.folder
     assert sha256(before / "weights.npz") == sha256(straight / "weights.npz")
-    assert len(began) == 1 and all(map(np.array_equal, began[0], weights_of(before / "weights.npz")))
+    assert len(began) == 1 and all(
+        map(np.array_equal, began[0], weights_of(before / "weights.npz"))
+    )
     history = rows(made)
     assert not np.array_equal(history["score"], history["val_edge_soft_dice"])
     assert np.array_equal(history["score"], -history["val_loss"])
