@@ -565,7 +565,7 @@ def test_train_then_count(capsys, settings_of, tmp_path):
     assert "train: 2 images, 2 epochs of 2 steps of 2 chips" in stage
     (card,) = (tmp_path / "runs").rglob("card.json")
     scores = pd.read_csv(card.parent / "scores.csv")
-    assert str(card.parent) in said and "On images that it has not seen:" in said
+    assert str(card.parent) in said and "On the test images:" in said
     test = scores[(scores["images"] == "test") & (scores["quantity"] == "count_accuracy")]
     assert len(test) and all(method in said for method in test["method"])
     image = save(tmp_path / "a.png")
@@ -582,7 +582,7 @@ def test_an_interrupted_training_says_what_is_kept(capsys, settings_of, tmp_path
     monkeypatch.setattr("bloodcount.trained.train_model", stopping_at_once)
     code, _, errors = in_process(capsys, "train", "--cell", "wbc", "--profile", "smoke")
     assert code == 130 and errors[-1].startswith("Interrupted: the epochs so far are kept in ")
-    assert errors[-1].endswith("wbc-do_unet-best-0; the same command goes on.")
+    assert errors[-1].endswith("trained; the same command goes on.")
 
 
 def stopping_at_once(*_):
@@ -594,7 +594,7 @@ def stopping_at_once(*_):
     [
         (["train", "--cell", "all"], "--cell all: no such name. Known: plt, rbc, wbc."),
         (["train", "--cell", "rbc", "--network", "unet"], "Did you mean 'do_unet'?"),
-        (["train", "--cell", "wbc", "--recipe", "model_a"], "Known: as_paper, best."),
+        (["train", "--cell", "wbc", "--recipe", "model_a"], "Known: as_paper, best, refined."),
         (["train", "--cell", "rbc", "--profile", "latop"], "Did you mean 'laptop'?"),
         (["tune", "--cell", "rcb"], "Did you mean 'rbc'?"),
         (["tune", "--cell", "rbc", "--method", "edf"], "Did you mean 'edt'?"),

@@ -287,7 +287,6 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
     none = study.long_form(run, [])
     tables = [
         study.held_out_table(results),
-        study.related_table(run, results, study.best_on_training(run, results)),
         study.agreement_by_cell(none),
         study.pixel_baseline_table(study.all_background(run)),
         study.count_baseline_table(run, study.by_constant(run, "rbc_count")),
@@ -301,6 +300,9 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
         study.errata_table(run, study.errata_results(run)),
     ]
     assert all(table.empty for table in tables)
+    related = study.related_table(run, results, study.best_on_training(run, results))
+    quoted = {"the paper", *study.RELATED.values()}
+    assert len(related) == 15 and set(related["work"]) == quoted, "nothing of ours was counted"
     assert np.isnan(study.known_radius(run)) and study.other_magnifications(run) == []
     figures = [
         study.overlap_figure(run, none, ""),
