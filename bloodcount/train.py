@@ -361,7 +361,7 @@ def _write_history(folder: Path, history: list[dict]) -> None:
     text = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", float_format="%.6g")
     write_text(folder / "history.csv", text)
 
-# %% ../nbs/05_train.ipynb #98c1b871
+# %% ../nbs/05_train.ipynb #153e929c
 def _assign(variables: Sequence, values: Sequence[np.ndarray], kept: Path) -> None:
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise IntegrityError(
@@ -425,7 +425,7 @@ def _learn(model: keras.Model, training: Training, state: Progress, best: list, 
     source = Source(training, state.stage)
     model.fit(
         source.batches(state.epoch), steps_per_epoch=recipe.steps, epochs=recipe.epochs[state.stage],
-        initial_epoch=state.epoch, verbose=0, callbacks=[_Keeper(training, source, state, best, bar)],
+        initial_epoch=state.epoch, shuffle=False, verbose=0, callbacks=[_Keeper(training, source, state, best, bar)],
     )  # fmt: skip
 
 # %% ../nbs/05_train.ipynb #06afbcd3
