@@ -190,7 +190,7 @@ class Recipe:
     "How a network learns a cell type."
 
     start: Literal["none", "best"]  # none, or the recipe whose trained network it goes on with
-    augment: Literal["as_paper", "best", "crowded"]
+    augment: Literal["as_paper", "best", "crowded", "mild"]
     loss: Literal["mse", "bce", "dice", "tversky", "focal_tversky", "bce_dice"]
     loss_weights: Annotated[tuple[Share, Share], BeforeValidator(_split)]  # Mask, edge
     stages: Annotated[tuple[Images, ...], BeforeValidator(_split), AfterValidator(_no_twins)]
@@ -302,7 +302,7 @@ SECTIONS = {
     "preprocess": Preprocess,
     "grid": Grid,
     "segment": Segment,
-    **{f"augment.{name}": Augment for name in ("as_paper", "best", "crowded")},
+    **{f"augment.{name}": Augment for name in ("as_paper", "best", "crowded", "mild")},
     **{f"train.{network}": Train for network in ("do_unet", "segnet")},
     **{f"recipe.{cell}.{name}": Recipe for cell in CELLS for name in RECIPES[cell]},
     **{f"threshold.{cell}": Thresholds for cell in CELLS},
