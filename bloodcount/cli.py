@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['Segmenters', 'COUNTS', 'FOUND', 'app', 'data', 'Profile', 'OneCell', 'known_name', 'methods_by_cell', 'Counted',
            'count_file', 'one_line', 'count_rows', 'overlay_path', 'cell_rows', 'unique_names', 'each_once', 'writing',
-           'writable', 'plain_text', 'write_csv', 'write_overlays', 'count_files', 'write_results', 'summary',
-           'OneSentence', 'bloodcount', 'weights_settings', 'load_segmenters', 'count_command', 'training_plan',
-           'held_out', 'train', 'tune', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample',
-           'reproduce', 'report', 'sweep', 'main']
+           'plain_text', 'write_csv', 'write_overlays', 'count_files', 'write_results', 'summary', 'OneSentence',
+           'bloodcount', 'weights_settings', 'load_segmenters', 'count_command', 'training_plan', 'held_out', 'train',
+           'tune', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample', 'reproduce', 'report',
+           'sweep', 'main']
 
 # %% ../nbs/11_cli.ipynb #ab84a08a
 import errno
 import logging
 import os
 import sys
-import tempfile
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ from bloodcount.errors import (
     SettingsError,
     hint,
 )
-from .files import read_card, replacing
+from .files import read_card, replacing, writable
 from bloodcount.settings import (
     CELLS,
     DEFAULT_WEIGHTS,
@@ -225,16 +224,6 @@ def writing(path: Path) -> Iterator[Path]:
             yield part
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
-
-# %% ../nbs/11_cli.ipynb #83d3849c
-def writable(folder: Path) -> None:
-    "Make a folder, and prove that files can be written there; raises `RunError`."
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        reason = "not a folder" if folder.is_file() else error.strerror
-        raise RunError(f"{folder}: results cannot be written there ({reason}).") from None
 
 # %% ../nbs/11_cli.ipynb #50d6bd5f
 def plain_text(text: str) -> str:
@@ -565,7 +554,7 @@ def tune(
         typer.Option(
             help="For whose networks: bloodcount, authors, segnet, or the folder of a trained model."
         ),
-    ] = "bloodcount",
+    ] = DEFAULT_WEIGHTS,
     method: Annotated[
         str, typer.Option(help=f"Which counter: {', '.join(METHODS)}; else all.")
     ] = "",

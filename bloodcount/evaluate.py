@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STATISTICS', 'BY', 'THRESHOLDS', 'count_accuracy', 'mean_accuracy', 'mean_absolute_error', 'pooled_bias',
            'concordance', 'agreement', 'bootstrap', 'summarise', 'steps', 'pixel_scores', 'instances_from_labels',
-           'instances_from_polygons', 'instances_from_discs', 'instances_from_cells', 'iou_matrix', 'matching',
-           'pool_matching', 'instance_quantities']
+           'instances_from_polygons', 'instances_from_discs', 'instances_from_cells', 'iou_matrix', 'matched_pairs',
+           'matching', 'pool_matching', 'instance_quantities']
 
 # %% ../nbs/08_evaluate.ipynb #43ba6d95
 from collections.abc import Callable, Iterable, Sequence
@@ -302,6 +302,17 @@ def _scored(sums: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(fields)
 
 # %% ../nbs/08_evaluate.ipynb #3f78bd9a
+def matched_pairs(
+    iou: np.ndarray,  # (n, m), of true and predicted instances
+    threshold: float,  # Smallest IoU of a match, above 0
+) -> tuple[np.ndarray, np.ndarray]:  # Rows and columns of the matches
+    "Who belongs to whom in the best one-to-one assignment: most matches first, then the highest IoU."
+    reached = iou >= threshold
+    rows, cols = linear_sum_assignment(reached + iou / (2 * max(1, min(iou.shape))), maximize=True)
+    kept = reached[rows, cols]
+    return rows[kept], cols[kept]
+
+
 def matching(
     truth: sparse.csr_array,  # Instances, (n, pixels)
     predicted: sparse.csr_array,  # Instances, (m, pixels)
@@ -311,10 +322,8 @@ def matching(
     iou = iou_matrix(truth, predicted)
     rows = []
     for threshold in thresholds:
-        reached = iou >= threshold
-        pairs = linear_sum_assignment(reached + iou / (2 * max(1, min(iou.shape))), maximize=True)
-        matched = iou[pairs][reached[pairs]]
-        rows.append((threshold, len(matched), *iou.shape, matched.sum()))
+        pairs = matched_pairs(iou, threshold)
+        rows.append((threshold, len(pairs[0]), *iou.shape, iou[pairs].sum()))
     return _scored(pd.DataFrame(rows, columns=["thresh", "tp", "n_true", "n_pred", "matched"]))
 
 # %% ../nbs/08_evaluate.ipynb #839edfdc

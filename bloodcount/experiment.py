@@ -35,6 +35,7 @@ from bloodcount.evaluate import (
     summarise,
 )
 from .files import read_card, write_text
+from .provenance import computed_by
 from .report import CELL_TITLES, RESULTS, Pipeline, busiest
 from bloodcount.segment import (
     SHIPPED,
@@ -42,6 +43,7 @@ from bloodcount.segment import (
     kept_maps,
     load_segmenter,
     maps_name,
+    mask_file,
     masks_name,
     outline_maps,
     read_masks,
@@ -252,8 +254,8 @@ def score(
     about: str = "",  # For the progress bar
 ) -> Scores:
     "Score images, those that are already scored from what was kept."
-    code = code_digest("data", "segment", "count", "evaluate", "experiment")
-    depends = digest(_settings_of(run.settings, cell), run.data.fingerprint, code)
+    made_by = computed_by("data", "segment", "count", "evaluate", "experiment")
+    depends = digest(_settings_of(run.settings, cell), run.data.fingerprint, made_by)
     parts = {"counts": [], "matches": [], "pixels": []}
     for name in progress(list(images), about or cell):
         smear = read_smear(run.data, name, (cell,))
@@ -294,9 +296,12 @@ SEGNET_MASKS = PROJECT / "data" / "segnet"
 
 
 def has_masks(run: Run, cell: str) -> bool:
-    "Whether SegNet's masks of a cell type are kept, for the data of a run."
+    "Whether SegNet's masks of a cell type are kept, for all evaluated images of the data of a run."
     card = read_card(SEGNET_MASKS / cell)
-    return card is not None and card["data"]["fingerprint"] == run.data.fingerprint
+    if card is None or card["data"]["fingerprint"] != run.data.fingerprint:
+        return False
+    files = (mask_file(SEGNET_MASKS / cell, "mask", name) for name in counted_images(run, cell))
+    return all(file.exists() for file in files)
 
 
 def maps_of(

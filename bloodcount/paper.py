@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from .data import DataSet
 from .errors import BloodcountError, InputError, RunError, SettingsError, hint
 from .experiment import SEGNET_MASKS, TRUTHS, run_data, sample_data
 from .fetch import authors, packaged
-from .files import replacing, sha256, write_text
+from .files import copy_file, read_card, replacing, sha256, write_text
 from .provenance import commit, environment
 from .report import RESULTS, html_page
 from .segment import SHIPPED
@@ -74,6 +73,30 @@ ARTEFACTS = {
     "figure_training": ("06_training", "Learning curve of the red cells' network"),
     "table_2": ("06_training", "Table II. Models A and B"),
     "table_segnet": ("06_training", "SegNet: are the pixels right?"),
+    "table_held_out": ("07_held_out", "Held out: training against test images"),
+    "table_agreement": ("07_held_out", "Held out: how well the counts agree"),
+    "figure_agreement": ("07_held_out", "Held out: the error of each image, and what chance does"),
+    "table_related": ("07_held_out", "Related work, as the paper quotes it"),
+    "table_baseline_pixels": ("08_baselines", "Baselines: background everywhere"),
+    "table_baseline_counts": ("08_baselines", "Baselines: a constant, and the area of the mask"),
+    "table_contacts": ("09_overlap", "Overlap: how red cells touch"),
+    "table_overlap": ("09_overlap", "Overlap: which red cells are found, by contact"),
+    "table_neighbours": ("09_overlap", "Overlap: which red cells are found, by neighbours"),
+    "figure_overlap": ("09_overlap", "Overlap: red cells found, by neighbours"),
+    "table_colour": ("10_colour", "Colour: the largest drift of the counts"),
+    "figure_colour_rbc": ("10_colour", "Colour: red cells"),
+    "figure_colour_wbc": ("10_colour", "Colour: white cells"),
+    "figure_colour_plt": ("10_colour", "Colour: platelets"),
+    "table_magnification": ("11_magnification", "Magnification: counts of rescaled images"),
+    "figure_magnification": ("11_magnification", "Magnification: the default method"),
+    "figure_magnification_cht": ("11_magnification", "Magnification: CHT"),
+    "table_errata": ("12_errata", "Errata: the paper and its data"),
+    "table_silence": ("12_errata", "Errata: accuracies beside background everywhere"),
+    "table_platelet_truths": ("12_errata", "Errata: two truths of the platelets"),
+    "table_annotated_twice": ("12_errata", "Errata: one picture, annotated twice"),
+    "table_combining_rbc": ("13_combining", "Combining: red cells"),
+    "table_combining_wbc": ("13_combining", "Combining: white cells"),
+    "table_combining_plt": ("13_combining", "Combining: platelets"),
 }
 PAPER_NOTEBOOKS = PROJECT / "nbs" / "paper"
 
@@ -265,7 +288,7 @@ class Series:
             sha256(p)
             for f in folders
             for p in sorted(f.rglob("*"))
-            if p.suffix in (".csv", ".json")
+            if p.suffix in (".csv", ".json", ".png")
         ]
         inputs = (self.data.fingerprint, packaged(), kept)
         made_by = (code, code_digest(*CODE), environment()["versions"])
@@ -308,12 +331,12 @@ def run_notebook(
             outputs = declared_outputs(execute(PAPER_NOTEBOOKS / name, copy, parameters, timeout))
         except RunError as error:
             if copy.exists():
-                _place(copy, failed)
+                copy_file(copy, failed)
             raise RunError(f"{error} (as far as it ran: {failed})") from None
         checksums = {output: sha256(copy.parent / output) for output in outputs}
         for output in outputs:
-            _place(copy.parent / output, series.figures / output)
-        _place(copy, series.folder / name)
+            copy_file(copy.parent / output, series.figures / output)
+        copy_file(copy, series.folder / name)
     provenance = {
         "notebook": notebook, "parameters": parameters, "key": key, "source": source, "commit": made_at,
         "data": {"title": series.data.title, "fingerprint": series.data.fingerprint},
@@ -322,12 +345,6 @@ def run_notebook(
     }  # fmt: skip
     write_text(series.provenance(notebook), json.dumps(provenance, indent=1))
     return provenance
-
-
-def _place(source: Path, target: Path) -> None:
-    "Copy a file, which may be to another disk; it appears whole."
-    with replacing(target) as part:
-        shutil.copyfile(source, part)
 
 # %% ../nbs/10_paper.ipynb #843c14ee
 def gather_results(series: Series) -> pd.DataFrame:
@@ -415,7 +432,7 @@ def _about(series: Series) -> str:
     )
 
 # %% ../nbs/10_paper.ipynb #747595de
-# Seconds for one megapixel of one cell type, all four methods, on 2 cores: nbs/paper/02_rbc, measured.
+# Seconds for one megapixel of one cell type by one network, all four methods, on 2 cores: nbs/paper/02_rbc, measured.
 SECONDS_PER_MEGAPIXEL = 2.0
 
 
@@ -423,8 +440,11 @@ def expected_minutes(series: Series) -> float:
     "About how long a first run takes on 2 cores."
     index = series.data.index
     pixels = (index["width"] * index["height"]).to_dict()
+    networks = {cell: 1 + (read_card(SHIPPED / cell) is not None) for cell in TRUTHS}
     total = sum(
-        pixels[name] for cell in TRUTHS for name in set().union(*_groups(series.data, cell))
+        networks[cell] * pixels[name]
+        for cell in TRUTHS
+        for name in set().union(*_groups(series.data, cell))
     )
     return SECONDS_PER_MEGAPIXEL * total / 60e6
 

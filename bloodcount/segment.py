@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'Maps', 'truth_maps', 'outline_maps', 'cut', 'Segmenter', 'authors_weights', 'trained_weights',
-           'load_segmenter', 'maps_name', 'kept_maps', 'write_masks', 'read_masks', 'masks_name']
+           'load_segmenter', 'maps_name', 'kept_maps', 'mask_file', 'write_masks', 'read_masks', 'masks_name']
 
 # %% ../nbs/06_segment.ipynb #e14722ac
 import hashlib
@@ -22,7 +22,8 @@ from .data import Smear, content_sha256, polygon_mask, read_mask, write_mask
 from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
 from .files import read_card, replacing, sha256
-from .settings import CELLS, Settings, code_digest, digest
+from .provenance import computed_by
+from .settings import CELLS, Settings, digest
 from .tiles import equalise, map_tiles, plan_tiles, to_input
 
 # %% ../nbs/06_segment.ipynb #cc14276c
@@ -192,7 +193,7 @@ def maps_name(
         segmenter.settings.preprocess,
         segmenter.settings.segment,
     )
-    return digest(pixels, made_by, code_digest("tiles", "models", "segment"))
+    return digest(pixels, made_by, computed_by("tiles", "models", "segment"))
 
 
 def _load_maps(path: Path) -> Maps:
@@ -220,21 +221,30 @@ def kept_maps(
     return _load_maps(path)
 
 # %% ../nbs/06_segment.ipynb #c1c81f67
+def mask_file(
+    folder: Path,
+    output: str,  # "mask" or "edge"
+    name: str,  # Of the image
+) -> Path:
+    "Where a kept mask lies."
+    return folder / output / f"{name}.png"
+
+
 def write_masks(folder: Path, name: str, maps: Maps) -> None:
     "Keep what a network says of an image, cut at a half."
-    write_mask(folder / "mask" / f"{name}.png", maps.mask > 0.5)
+    write_mask(mask_file(folder, "mask", name), maps.mask > 0.5)
     if maps.edge is not None:
-        write_mask(folder / "edge" / f"{name}.png", maps.edge > 0.5)
+        write_mask(mask_file(folder, "edge", name), maps.edge > 0.5)
 
 
 def read_masks(folder: Path, name: str) -> Maps:
     "What was kept of an image; raises `InputError` if nothing was."
-    edge = folder / "edge" / f"{name}.png"
-    mask = read_mask(folder / "mask" / f"{name}.png").astype(np.float32)
+    edge = mask_file(folder, "edge", name)
+    mask = read_mask(mask_file(folder, "mask", name)).astype(np.float32)
     return Maps(mask, read_mask(edge).astype(np.float32) if edge.exists() else None)
 
 
 def masks_name(folder: Path, name: str) -> str:
     "A name made from what was kept of an image."
-    files = (folder / output / f"{name}.png" for output in ("mask", "edge"))
+    files = (mask_file(folder, output, name) for output in ("mask", "edge"))
     return digest(*(content_sha256(path) for path in files if path.exists()))

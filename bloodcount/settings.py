@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'WEIGHTS', 'DEFAULT_WEIGHTS', 'section', 'Count', 'Pixels', 'Area', 'Fraction',
            'Threshold', 'Source', 'Folder', 'Range', 'Steps', 'Share', 'Positive', 'Shares', 'Factors', 'Images',
-           'RECIPES', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds', 'Augment', 'Train',
-           'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce', 'Settings',
-           'known_profile', 'load_settings', 'digest', 'code_digest']
+           'AUGMENTS', 'RECIPES', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds',
+           'Augment', 'Train', 'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce',
+           'Settings', 'known_profile', 'load_settings', 'digest', 'code_digest']
 
 # %% ../nbs/00_settings.ipynb #fdf36da9
 import ast
@@ -185,12 +185,15 @@ def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
     return epochs
 
 
+AUGMENTS = ("as_paper", "best", "crowded", "mild")
+
+
 @section
 class Recipe:
     "How a network learns a cell type."
 
     start: Literal["none", "best"]  # none, or the recipe whose trained network it goes on with
-    augment: Literal["as_paper", "best", "crowded", "mild"]
+    augment: Literal[AUGMENTS]
     loss: Literal["mse", "bce", "dice", "tversky", "focal_tversky", "bce_dice"]
     loss_weights: Annotated[tuple[Share, Share], BeforeValidator(_split)]  # Mask, edge
     stages: Annotated[tuple[Images, ...], BeforeValidator(_split), AfterValidator(_no_twins)]
@@ -302,7 +305,7 @@ SECTIONS = {
     "preprocess": Preprocess,
     "grid": Grid,
     "segment": Segment,
-    **{f"augment.{name}": Augment for name in ("as_paper", "best", "crowded", "mild")},
+    **{f"augment.{name}": Augment for name in AUGMENTS},
     **{f"train.{network}": Train for network in ("do_unet", "segnet")},
     **{f"recipe.{cell}.{name}": Recipe for cell in CELLS for name in RECIPES[cell]},
     **{f"threshold.{cell}": Thresholds for cell in CELLS},

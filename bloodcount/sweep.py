@@ -35,7 +35,7 @@ from tqdm.std import tqdm
 from .data import real_data
 from .errors import BloodcountError, InputError, RunError, SettingsError, hint
 from .experiment import SEGNET_MASKS
-from .files import replacing, sha256, write_text
+from .files import copy_file, sha256, writable, write_text
 from bloodcount.paper import (
     PAPER_NOTEBOOKS,
     check_parameters,
@@ -47,6 +47,7 @@ from bloodcount.paper import (
 from .provenance import commit, environment
 from .segment import SHIPPED
 from .settings import PROFILES, PROJECT, WEIGHTS, code_digest, digest, load_settings
+from .trained import RECORDS
 
 # %% ../nbs/10_sweep.ipynb #daca7416
 class _Yaml(yaml.SafeLoader):
@@ -192,7 +193,7 @@ def _inputs() -> tuple:
         data = ""
     shipped = (
         p
-        for root in (SHIPPED, PROJECT / "data" / "paper", SEGNET_MASKS)
+        for root in (SHIPPED, PROJECT / "data" / "paper", SEGNET_MASKS, RECORDS)
         for p in sorted(root.rglob("*.*"))
     )
     return (
@@ -202,6 +203,12 @@ def _inputs() -> tuple:
         [sha256(p) for p in shipped if p.is_file()],
         environment()["versions"],
     )
+
+
+def _trained(parameters: dict[str, Any]) -> list[str]:
+    "Whose weights a point names: the checksums of the cards of trained models."
+    folders = [Path(value) for value in parameters.values() if isinstance(value, str)]
+    return [sha256(card) for folder in folders if (card := folder / "card.json").is_file()]
 
 
 def plan(
@@ -219,7 +226,7 @@ def plan(
     source = nbformat.writes(read)
     return [
         Point(name, source, parameters, out / point_name(parameters),
-              digest(cells, declared_outputs(read), parameters, inputs), code, timeout)
+              digest(cells, declared_outputs(read), parameters, _trained(parameters), inputs), code, timeout)
         for parameters in points
     ]  # fmt: skip
 
@@ -303,12 +310,6 @@ def _run_in_process(
     return True, f"its process ended early ({last})."
 
 # %% ../nbs/10_sweep.ipynb #6173d8f7
-def _place(source: Path, target: Path) -> None:
-    "Move a file, which may be to another disk; it appears whole."
-    with replacing(target) as part:
-        shutil.move(source, part)
-
-
 def _attempt(point: Point, stop: threading.Event) -> tuple[bool, str]:
     "Run a point's notebook and keep what it gives; whether a process was killed, and what is wrong."
     began, failed = time.perf_counter(), point.folder / f"{point.notebook}.failed.ipynb"
@@ -317,12 +318,12 @@ def _attempt(point: Point, stop: threading.Event) -> tuple[bool, str]:
         written = Path(staging) / "out"
         if reason:
             if (written / point.file).exists():
-                _place(written / point.file, failed)
+                copy_file(written / point.file, failed)
             return killed, reason
         outputs = [*declared_outputs(nbformat.reads(point.source, as_version=4)), point.file]
         checksums = {name: sha256(written / name) for name in outputs}
         for name in outputs:
-            _place(written / name, point.folder / name)
+            copy_file(written / name, point.folder / name)
     failed.unlink(missing_ok=True)
     provenance = {
         "notebook": point.notebook, "parameters": point.parameters, "key": point.key,
@@ -487,18 +488,13 @@ def summary_text(
 def sweep(
     notebook: str,  # As 02_rbc, or a path to a .ipynb
     grid: Path,  # A YAML file
-    out: Path | None = None,  # Under paths.runs, named by notebook and grid, if None
+    out: Path,  # Folder of the results
     workers: int = 1,  # Points at once on this machine
     dask: str = "",  # Address of a Dask scheduler, to run them on its workers instead
 ) -> pd.DataFrame:  # What summary.csv in the folder holds
-    "Run a notebook for each point of a grid that is not done; raises `SettingsError` or `InputError`."
-    out = out or default_out(notebook, grid)
+    "Run a notebook for each point of a grid that is not done; raises `SettingsError`, `InputError` or `RunError`."
     points = plan(notebook, grid, out.absolute())
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        raise RunError(f"{out}: results cannot be written there ({error.strerror}).") from None
+    writable(out)
     todo = [point for point in points if not is_done(point)]
     name, done = points[0].notebook, len(points) - len(todo)
     print(f"{name}: {len(points)} points, {done} are done; in {out}", flush=True)

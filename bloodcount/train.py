@@ -382,11 +382,12 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
             )
         _tidy(folder)
         return folder
+    made_by = {"commit": commit(), "code": code_digest("augment", "models", "losses", "train")}
     kept = read_checkpoint(checkpoint, training.key)
-    before = None if kept or training.start is None else train(training.start)
-    model = build(training)
-    if before is not None:
-        read_weights(model, before / "weights.npz")
+    model, before = build(training), training.start
+    if before and not kept:
+        read_weights(model, train(before) / "weights.npz")
+    made_by["start"] = read_card(before.folder) if before else None
     state, arrays = kept or (
         Progress(training.key),
         {"best": [np.asarray(w) for w in model.weights]},
@@ -408,7 +409,7 @@ def train(training: Training, bar: Any = None) -> Path:  # The folder of the tra
             if state.epoch < recipe.epochs[stage]:
                 _learn(model, training, state, best, bar)
         _assign(model.weights, best, checkpoint)
-    _finish(training, model, state)
+    _finish(training, model, state, made_by)
     _tidy(folder)
     return folder
 
@@ -429,7 +430,7 @@ def _learn(model: keras.Model, training: Training, state: Progress, best: list, 
     )  # fmt: skip
 
 # %% ../nbs/05_train.ipynb #06afbcd3
-def _finish(training: Training, model: keras.Model, state: Progress) -> None:
+def _finish(training: Training, model: keras.Model, state: Progress, made_by: dict) -> None:
     recipe, augment, train_ = training.chosen
     folder, path = training.folder, training.folder / "weights.npz"
     write_weights(model, path)
@@ -448,6 +449,6 @@ def _finish(training: Training, model: keras.Model, state: Progress) -> None:
         },
         "best": {"stage": recipe.stages[-1], **last.loc[last["score"].idxmax()].drop("stage").to_dict()},
         "epochs": len(history), "seconds": round(float(history["seconds"].sum()), 1),
-        "commit": commit(), "code": code_digest("augment", "models", "losses", "train"), **environment(),
+        **made_by, **environment(),
     }  # fmt: skip
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")

@@ -8,7 +8,7 @@ __all__ = ['RECORDS', 'CHOSEN', 'RECIPE_TITLES', 'tile_maps', 'score_tiles', 'sc
 
 # %% ../nbs/10_trained.ipynb #503c0493
 import dataclasses
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from bloodcount.experiment import (
     table_ii,
     with_paper,
 )
-from .files import read_card, replacing, write_text
+from .files import copy_file, read_card, write_text
 from .models import OUTPUTS
 from bloodcount.report import (
     CELL_TITLES,
@@ -142,17 +142,21 @@ def model_card(folder: Path) -> str:
     ).round(2)
     matched = scores[(scores["quantity"] == "f1_50") & (scores["cell"] == cell)]
     pixels = list(scores.loc[scores["table"] == "P1", "cell"].unique())
-    start = recipe["start"]
+    start, minutes = recipe["start"], sum(each["seconds"] for each in _series(card)) / 60
     tested = (
         "its first stage learnt from the test images"
         if "large_with_test" in recipe["stages"]
         else "the test images are held out"
     )
-    before = "" if start == "none" else f" It goes on with the network of recipe `{start}`."
+    before = (
+        f" It goes on with the network of recipe `{start}` (its time is counted in)."
+        if card.get("start")
+        else ""
+    )
     lines = [
         f"# {card['network']}, {cell}, recipe {card['recipe']}\n",
         f"Trained by `bloodcount train --cell {cell} --network {card['network']} --recipe {card['recipe']} "
-        f"--seed {card['seed']} --profile {card['profile']}`, at commit {card['commit']}, in {card['seconds'] / 60:.0f} "
+        f"--seed {card['seed']} --profile {card['profile']}`, at commit {card['commit']}, in {minutes:.0f} "
         f"minutes on {card['device']} ({card['backend']}).\n",
         "## Data\n",
         f"{card['data']['title']}, data {card['data']['fingerprint']}; the paper's split. "
@@ -207,8 +211,7 @@ def ship(folder: Path) -> Path:  # Where it went
         ["weights.npz"] if chosen and small else []
     )
     for name in files:
-        with replacing(target / name) as part:
-            shutil.copyfile(folder / name, part)
+        copy_file(folder / name, target / name)
     write_text(target / "README.md", model_card(folder))
     return target
 
@@ -237,21 +240,32 @@ def records() -> list[Path]:
     return [folder for folder in folders if read_card(folder) is not None]
 
 
+def _series(card: dict) -> list[dict]:
+    "The cards of a model and of those that it went on with, the first one first."
+    return [*(_series(card["start"]) if card.get("start") else ()), card]
+
+
+def _in_turn(values: Iterable) -> str:
+    "Values that follow each other, equal neighbours once."
+    return ", then ".join(dict.fromkeys(map(str, values)))
+
+
 def training_table() -> pd.DataFrame:  # One row per record; text
     "What was trained, on what, for how long, and how well its validation images came out."
     rows = []
     for folder in records():
         card = read_card(folder)
-        recipe, train_ = card["settings"]["recipe"], card["settings"]["train"]
-        images = ", then ".join(str(len(names)) for names in card["images"].values())
-        epochs = ", then ".join(map(str, recipe["epochs"]))
+        series, train_ = _series(card), card["settings"]["train"]
+        recipes = [each["settings"]["recipe"] for each in series]
+        images = [len(names) for each in series for names in each["images"].values()]
         rows.append(
             {
                 "cells": CELL_TITLES[card["cell"]], "network": NETWORK_TITLES[card["network"]],
                 "recipe": RECIPE_TITLES[card["recipe"]], "seed": card["seed"], "profile": card["profile"],
-                "images": images, "epochs": epochs, "steps an epoch": recipe["steps"],
-                "chips": f"{train_['batch']} x {train_['input_size']} px", "loss": recipe["loss"],
-                "minutes": f"{card['seconds'] / 60:.0f}", "device": card["device"],
+                "images": ", then ".join(map(str, images)),
+                "steps": ", then ".join(str(n * recipe["steps"]) for recipe in recipes for n in recipe["epochs"]),
+                "chips": f"{train_['batch']} x {train_['input_size']} px", "loss": _in_turn(r["loss"] for r in recipes),
+                "minutes": f"{sum(each['seconds'] for each in series) / 60:.0f}", "device": card["device"],
                 "Dice, validation": number(np.mean([card["best"][f"val_{name}_soft_dice"] for name in OUTPUTS[card["cell"]]])),
             }
         )  # fmt: skip
@@ -286,12 +300,14 @@ def table_2(
     }
     tiles, rows = scores[(scores["table"] == "T2") & (scores["images"] == "test")], []
     for (cell, recipe), part in tiles.groupby(["cell", "weights"], sort=False):
-        row = {"map": CELL_TITLES[cell], "trained as": RECIPE_TITLES[recipe]}
+        seeds = (part["quantity"] == "dice").sum()
+        trained = RECIPE_TITLES[recipe] + (f", mean of {seeds} seeds" if seeds > 1 else "")
+        row = {"map": CELL_TITLES[cell], "trained as": trained}
         for quantity, title in titles.items():
-            one = part[part["quantity"] == quantity].iloc[0]
+            one = part[part["quantity"] == quantity]  # A row for each seed
             row |= {
-                f"{title}, paper": number(one["paper"], quantity),
-                title: number(one["value"], quantity),
+                f"{title}, paper": number(one["paper"].iloc[0], quantity),
+                title: number(one["value"].mean(), quantity),
             }
         rows.append(row)
     return pd.DataFrame(rows)

@@ -1,0 +1,58 @@
+"What becomes of a trained model: its record, its place in the package, the masks that are kept of it."
+
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from bloodcount import experiment, segment, trained
+from bloodcount.settings import load_settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    "Of a smoke run on four small smears."
+    smoke = load_settings("smoke")
+    sample = dataclasses.replace(smoke.sample, height=200, width=240)
+    paths = dataclasses.replace(smoke.paths, runs=tmp_path / "runs")
+    return dataclasses.replace(smoke, sample=sample, paths=paths)
+
+
+def test_a_model_is_recorded_or_shipped(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "RECORDS", tmp_path / "records")
+    for module in (trained, segment):
+        monkeypatch.setattr(module, "SHIPPED", tmp_path / "shipped")
+    folder = trained.train_model(settings, experiment.sample_data(settings), "plt")
+    record = trained.ship(folder)
+    assert record == tmp_path / "records" / "plt-do_unet-best-0"
+    told = {"README.md", "card.json", "history.csv", "scores.csv"}
+    assert {path.name for path in record.iterdir()} == told
+    monkeypatch.setattr(trained, "CHOSEN", "best")
+    shipped = trained.ship(folder)
+    assert shipped == tmp_path / "shipped" / "plt"
+    assert {path.name for path in shipped.iterdir()} == told | {"weights.npz"}
+    by_folder, by_name = (
+        segment.load_segmenter("plt", settings, weights) for weights in (str(folder), "bloodcount")
+    )
+    assert by_name.checksum == by_folder.checksum
+    assert "recipe best" in (shipped / "README.md").read_text()
+
+
+def test_kept_masks_stand_for_a_segnet(settings, tmp_path, monkeypatch):
+    for module in (trained, experiment):
+        monkeypatch.setattr(module, "SEGNET_MASKS", tmp_path / "segnet")
+    data = experiment.sample_data(settings)
+    folder = trained.train_model(settings, data, "wbc", "segnet")
+    run = experiment.Run(settings, data, "authors", 0, tmp_path)
+    assert not experiment.has_masks(run, "wbc")
+    assert trained.keep_masks(folder, settings, data) == 4
+    assert not experiment.has_masks(run, "wbc"), "masks without the card of their network"
+    assert trained.ship(folder) == tmp_path / "segnet" / "wbc"
+    assert experiment.has_masks(run, "wbc")
+    kept, fresh = (
+        experiment.score_network(run.by(weights), "wbc") for weights in ("segnet", str(folder))
+    )
+    pd.testing.assert_frame_equal(kept.counts, fresh.counts)
+    assert "segnet" in [each.weights for each in experiment.contenders(run, "wbc")]
+    segment.mask_file(tmp_path / "segnet" / "wbc", "mask", "Syn001_1").unlink()
+    assert not experiment.has_masks(run, "wbc")
