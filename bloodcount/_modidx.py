@@ -185,6 +185,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'bloodcount.evaluate.summarise': ('evaluate.html#summarise', 'bloodcount/evaluate.py')},
             'bloodcount.experiment': { 'bloodcount.experiment.Run': ('experiment.html#run', 'bloodcount/experiment.py'),
                                        'bloodcount.experiment.Run.by': ('experiment.html#run.by', 'bloodcount/experiment.py'),
+                                       'bloodcount.experiment.Run.card': ('experiment.html#run.card', 'bloodcount/experiment.py'),
                                        'bloodcount.experiment.Run.model': ('experiment.html#run.model', 'bloodcount/experiment.py'),
                                        'bloodcount.experiment.Run.owner': ('experiment.html#run.owner', 'bloodcount/experiment.py'),
                                        'bloodcount.experiment.Run.source': ('experiment.html#run.source', 'bloodcount/experiment.py'),
@@ -612,5 +613,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'bloodcount.tune.examples': ('tune.html#examples', 'bloodcount/tune.py'),
                                  'bloodcount.tune.objective': ('tune.html#objective', 'bloodcount/tune.py'),
                                  'bloodcount.tune.search': ('tune.html#search', 'bloodcount/tune.py'),
+                                 'bloodcount.tune.trimmed': ('tune.html#trimmed', 'bloodcount/tune.py'),
                                  'bloodcount.tune.tune_settings': ('tune.html#tune_settings', 'bloodcount/tune.py'),
                                  'bloodcount.tune.tuning_images': ('tune.html#tuning_images', 'bloodcount/tune.py')}}}

@@ -40,6 +40,7 @@ from bloodcount.settings import (
     CELLS,
     DEFAULT_WEIGHTS,
     METHODS,
+    NETWORKS,
     PROFILES,
     RECIPES,
     WEIGHTS,
@@ -510,7 +511,7 @@ def held_out(scores: "pd.DataFrame") -> str:  # scores: of a scores.csv
 @app.command()
 def train(
     cell: OneCell,
-    network: Annotated[str, typer.Option(help="do_unet or segnet.")] = "do_unet",
+    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = "do_unet",
     recipe: Annotated[
         str,
         typer.Option(
@@ -558,6 +559,9 @@ def tune(
     method: Annotated[
         str, typer.Option(help=f"Which counter: {', '.join(METHODS)}; else all.")
     ] = "",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="So many training images, evenly spaced; else all.")
+    ] = None,
     profile: Profile = "paper",
 ) -> None:
     """Choose thresholds and parameters on training images.
@@ -569,7 +573,7 @@ def tune(
     settings = weights_settings(profile, weights)
     from bloodcount.tune import tune_settings
 
-    print(tune_settings(settings, cell, methods, weights))
+    print(tune_settings(settings, cell, methods, weights, images))
 
 # %% ../nbs/11_cli.ipynb #12a1043c
 def data_folder(folder: Path | None) -> Path:

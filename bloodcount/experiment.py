@@ -101,17 +101,23 @@ class Run:
         return f"profile {self.settings.profile}, {self.data.title}, data {self.data.fingerprint}"
 
     @property
+    def card(self) -> dict | None:
+        "What a trained model says of itself, where the weights are a folder."
+        return None if self.weights in WEIGHTS else read_card(Path(self.weights))
+
+    @property
     def model(self) -> str:
-        "The network."
+        "The network, a key of MODELS."
+        if self.card:
+            return self.card["network"]
         return "segnet" if self.settings.weights == "segnet" else "do_unet"
 
     @property
     def owner(self) -> str:
         "Whose weights, as results say it: authors, bloodcount, or the recipe of a trained model."
-        card = read_card(Path(self.weights)) if self.weights not in WEIGHTS else None
-        return (
-            card["recipe"] if card else "bloodcount" if self.weights == "segnet" else self.weights
-        )
+        if self.card:
+            return self.card["recipe"]
+        return "bloodcount" if self.weights == "segnet" else self.weights
 
     def by(self, weights: str) -> "Run":
         "The same with other weights, and the settings that go with them."
@@ -129,7 +135,7 @@ def settings_for(settings: Settings, weights: str) -> Settings:
             raise SettingsError(
                 f"There are no weights {weights!r}, and no such trained model. {hint(weights, WEIGHTS)}"
             )
-        named = "segnet" if card["network"] == "segnet" else "bloodcount"
+        named = "bloodcount" if card["network"] == "do_unet" else "segnet"
     return dataclasses.replace(load_settings(settings.profile, named), paths=settings.paths)
 
 

@@ -240,6 +240,7 @@ OUTPUTS = {"rbc": ("mask", "edge"), "wbc": ("mask",), "plt": ("mask",)}
 MODELS = {
     "do_unet": Network(do_unet, crop=44, margin=44, step=8, rest=4),
     "segnet": Network(segnet, crop=0, margin=192, step=32, rest=0),
+    "segnet_3x3": Network(functools.partial(segnet, pool=3), crop=0, margin=224, step=32, rest=0),
 }
 
 # %% ../nbs/04_models.ipynb #f6d13b28

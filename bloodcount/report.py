@@ -46,7 +46,12 @@ CELL_TITLES = {
     "wbc": "white cells",
     "plt": "platelets",
 }
-NETWORK_TITLES = {"do_unet": "DO-U-Net", "segnet": "SegNet", "truth": "truth"}
+NETWORK_TITLES = {
+    "do_unet": "DO-U-Net",
+    "segnet": "SegNet",
+    "segnet_3x3": "SegNet, 3x3 pooling",
+    "truth": "truth",
+}
 METHOD_TITLES = {"cht": "CHT", "ccl": "CCL", "watershed": "Watershed", "edt": "EDT"}
 COLOURS = {"cht": "#0072B2", "ccl": "#D55E00", "watershed": "#009E73", "edt": "#CC79A7"}
 CELL_COLOURS = {"rbc": "#D55E00", "wbc": "#0072B2", "plt": "#E69F00"}

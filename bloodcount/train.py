@@ -219,7 +219,7 @@ def build(training: Training) -> keras.Model:
     keras.config.set_dtype_policy(train.precision)
     try:
         options = {"size": train.input_size}
-        if training.network == "segnet" and train.encoder_weights != "none":
+        if training.network != "do_unet" and train.encoder_weights != "none":
             options["encoder_weights"] = train.encoder_weights
         return MODELS[training.network].build(OUTPUTS[training.cell], **options)
     finally:

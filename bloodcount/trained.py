@@ -203,7 +203,10 @@ def ship(folder: Path) -> Path:  # Where it went
     "Put the chosen model into the package; of the others, and of a large one, keep the record."
     card = read_card(folder)
     small = card["network"] == "do_unet"
-    chosen = (card["recipe"], card["seed"]) == (CHOSEN if small else "best", 0)
+    chosen = (card["network"], card["recipe"], card["seed"]) in (
+        ("do_unet", CHOSEN, 0),
+        ("segnet", "best", 0),
+    )
     target = (
         (SHIPPED if small else SEGNET_MASKS) / card["cell"] if chosen else RECORDS / folder.name
     )

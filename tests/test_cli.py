@@ -486,6 +486,30 @@ def test_the_real_thing(tmp_path, authors_folder):
 # The other commands
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [{"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}, {"TF_ENABLE_ONEDNN_OPTS": "0"}],
+    ids=["one thread", "without oneDNN"],
+)
+def test_threads_and_onednn_move_a_count_by_one_at_most(tmp_path, environment):
+    save(tmp_path / "a.png", synthetic_smear(seed=5, shape=(420, 520), rbc=22, overlap=0.2).image)
+    counted = []
+    for name, more in (("here", {}), ("elsewhere", environment)):
+        command = [COMMAND, "count", "a.png", "-o", name, "--cell", "rbc", "--method", "all"]
+        done = subprocess.run(
+            [*command, "--weights", "bloodcount"],
+            cwd=tmp_path,
+            env={**os.environ, **more},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        counted.append({row["method"]: int(row["count"]) for row in rows(tmp_path / name)})
+    here, elsewhere = counted
+    assert len(here) == 4 and max(here.values()) > 10
+    assert all(abs(here[method] - elsewhere[method]) <= 1 for method in here), counted
+
+
 def test_sample(run, tmp_path):
     code, said, _ = run("data", "sample", tmp_path / "sample", "--profile", "smoke")
     assert (code, said) == (0, f"synthetic sample (4 smears): {tmp_path / 'sample'}\n")
@@ -619,9 +643,11 @@ def test_tune_hands_on_what_it_is_told(run, monkeypatch):
     told = []
     monkeypatch.setattr("bloodcount.tune.tune_settings", lambda *told_: told.append(told_) or "[x]")
     assert run("tune", "--cell", "rbc")[:2] == (0, "[x]\n")
-    run("tune", "--cell", "WBC", "--weights", "authors", "--method", "cht", "--profile", "smoke")
+    more = ("--weights", "authors", "--method", "cht", "--images", "12", "--profile", "smoke")
+    run("tune", "--cell", "WBC", *more)
     (first, *defaults), (second, *named) = told
-    assert defaults == ["rbc", None, "bloodcount"] and named == ["wbc", ["cht"], "authors"]
+    assert defaults == ["rbc", None, "bloodcount", None]
+    assert named == ["wbc", ["cht"], "authors", 12]
     assert (first.profile, first.weights) == ("paper", "bloodcount")
     assert (second.profile, second.weights) == ("smoke", "authors")
 

@@ -11,7 +11,7 @@ from bloodcount.settings import load_settings
 
 @pytest.fixture
 def settings(tmp_path):
-    "Of a smoke run on four small smears."
+    "Of a smoke run on four small smears, with tiles that hold a whole one."
     smoke = load_settings("smoke")
     sample = dataclasses.replace(smoke.sample, height=200, width=240)
     paths = dataclasses.replace(smoke.paths, runs=tmp_path / "runs")
