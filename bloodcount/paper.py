@@ -67,6 +67,7 @@ ARTEFACTS = {
     "figure_5": ("04_plt", "Figure 5. White cells and platelets: one field each, four methods"),
     "table_ceilings": ("05_ceilings", "Ceilings: the four methods on the truth itself"),
     "figure_ceilings": ("05_ceilings", "Ceilings: counts on the truth against real counts"),
+    "table_parts": ("05_ceilings", "Ceilings: what counting loses, and what segmentation"),
     "figure_2": ("06_training", "Figure 2. DO-U-Net"),
     "figure_3": ("06_training", "Figure 3. SegNet"),
     "table_training": ("06_training", "What was trained, and for how long"),
@@ -428,7 +429,7 @@ def _about(series: Series) -> str:
         "those that the paper's authors published; the networks of the paper's own tables were never published. "
         "`provenance/` says for each notebook which commit, data, weights, versions and machine made its outputs. "
         "Accuracies are percent; brackets are 95 % bootstrap intervals over images. Of the 13 benchmark images, 10 were "
-        "learnt for red cells, 6 for white cells, 5 for platelets: the columns `train` and `test` keep them apart."
+        "learnt for red cells, 5 for white cells, 5 for platelets: the columns `train` and `test` keep them apart."
     )
 
 # %% ../nbs/10_paper.ipynb #747595de

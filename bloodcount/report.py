@@ -238,7 +238,7 @@ def pixel_table(
     "Pixel scores of the maps."
     titles = {
         "accuracy": "accuracy", "all_background_accuracy": "all background", "dice": "Dice", "mean_iou": "mean IoU",
-        "tversky": "Tversky", "loss": "MSE", "dice_50": "Dice at 0.5", "iou_50": "IoU at 0.5",
+        "tversky": "Tversky", "mse": "MSE", "dice_50": "Dice at 0.5", "iou_50": "IoU at 0.5",
     }  # fmt: skip
     rows = []
     keys, pixels = (

@@ -47,7 +47,7 @@ CELLS = ("rbc", "wbc", "plt")
 WEIGHTS = ("bloodcount", "authors", "segnet")
 NETWORKS = ("do_unet", "segnet", "segnet_3x3")
 # Those that are used unless others are asked for.
-DEFAULT_WEIGHTS = "authors"
+DEFAULT_WEIGHTS = "bloodcount"
 
 # %% ../nbs/00_settings.ipynb #62a00f9d
 def _split(text: Any) -> Any:

@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['STUDIED', 'MAIN_TRUTH', 'TRUTH_TITLES', 'HELD_OUT', 'AGREEMENT', 'RELATED', 'QUOTED_METHODS', 'BASELINE_PIXELS',
-           'BASELINE_COUNTS', 'OVERLAP', 'CONTACTS', 'NEIGHBOURS', 'COLOUR', 'SHIFTS', 'WINDOW', 'MAGNIFICATION',
-           'SCALES', 'WAYS', 'ERRATA', 'COMBINING', 'COMBINATIONS', 'ALONE', 'COMBINATION_TITLES', 'kept_rows',
-           'long_form', 'tagged', 'method_title', 'nothing_to_draw', 'every_count', 'difference_interval', 'held_out',
-           'held_out_table', 'best_on_training', 'best_counts', 'agreement_results', 'agreement_by_cell',
-           'bland_altman_figure', 'related_table', 'truth_of', 'all_background', 'printed_accuracy', 'pixel_baselines',
-           'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas', 'true_areas', 'counted_by_area',
-           'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table', 'contacts', 'which_found',
-           'contact_class', 'overlap_rows', 'found_by_contact', 'overlap_results', 'overlap_table', 'contact_counts',
-           'overlap_figure', 'shifted', 'middle', 'mappers', 'colour_counts', 'counted', 'drifts', 'colour_results',
-           'colour_table', 'colour_figure', 'cell_radius', 'known_radius', 'outline_radii', 'other_magnifications',
-           'scaled', 'resized', 'magnified_rows', 'magnification_counts', 'magnification_results',
-           'magnification_table', 'magnification_figure', 'claims', 'same_pictures', 'component_counts',
-           'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table', 'platelet_table',
-           'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images', 'combined_scores',
-           'combining_results', 'combining_table']
+           'BASELINE_COUNTS', 'CEILINGS', 'OVERLAP', 'CONTACTS', 'NEIGHBOURS', 'COLOUR', 'SHIFTS', 'WINDOW',
+           'MAGNIFICATION', 'SCALES', 'WAYS', 'ERRATA', 'COMBINING', 'COMBINATIONS', 'ALONE', 'COMBINATION_TITLES',
+           'kept_rows', 'long_form', 'tagged', 'method_title', 'nothing_to_draw', 'every_count', 'difference_interval',
+           'held_out', 'held_out_table', 'own_rows', 'best_on_training', 'best_counts', 'agreement_results',
+           'agreement_by_cell', 'bland_altman_figure', 'related_table', 'truth_of', 'all_background',
+           'printed_accuracy', 'pixel_baselines', 'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas',
+           'true_areas', 'counted_by_area', 'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table',
+           'error_parts', 'contacts', 'which_found', 'contact_class', 'overlap_rows', 'found_by_contact',
+           'overlap_results', 'overlap_table', 'contact_counts', 'overlap_figure', 'shifted', 'middle', 'mappers',
+           'colour_counts', 'counted', 'drifts', 'colour_results', 'colour_table', 'colour_figure', 'cell_radius',
+           'known_radius', 'outline_radii', 'other_magnifications', 'scaled', 'resized', 'magnified_rows',
+           'magnification_counts', 'magnification_results', 'magnification_table', 'magnification_figure', 'claims',
+           'same_pictures', 'component_counts', 'annotated_twice', 'facts', 'errata_results', 'errata_table',
+           'silence_table', 'platelet_table', 'twice_table', 'average', 'widened', 'times_rest', 'other_network',
+           'combined_images', 'combined_scores', 'combining_results', 'combining_table']
 
 # %% ../nbs/10_study.ipynb #0cb3285f
 import dataclasses
@@ -255,41 +255,36 @@ def held_out_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_study.ipynb #3f602f1f
+def own_rows(run: Run, results: pd.DataFrame) -> pd.DataFrame:
+    "The rows of the run's own weights."
+    return results[(results["model"] == run.model) & (results["weights"] == run.owner)]
+
+
 def best_on_training(
     run: Run,
     results: pd.DataFrame,  # Of `held_out`
-) -> dict[str, tuple[str, str]]:  # Cell type -> a key of settings.count and a method
-    "The method of each cell type that is best on the training images for the run's own weights."
-    best = {}
-    for cell, truth in MAIN_TRUTH.items():
-        own = (
-            (results["table"] == HELD_OUT[truth])
-            & (results["model"] == run.model)
-            & (results["weights"] == run.owner)
-        )
-        side = results[
-            own & (results["quantity"] == "count_accuracy") & (results["images"] == "train")
-        ]
-        best[cell] = (cell, getattr(run.settings.method, cell))
-        if len(side):
-            best[cell] = tuple(side.loc[side["value"].idxmax(), ["cell", "method"]])
-    return best
+    truth: str,
+) -> tuple[str, str]:  # A key of settings.count, and a method
+    "The run's own method that is best on the training images; that of the settings where there are none."
+    cell, own = truth.partition("_")[0], own_rows(run, results)
+    own = own[(own["table"] == HELD_OUT[truth]) & (own["images"] == "train")]
+    side = own[own["quantity"] == "count_accuracy"]
+    if not len(side):
+        return cell, getattr(run.settings.method, cell)
+    return tuple(side.loc[side["value"].idxmax(), ["cell", "method"]])
 
 
 def best_counts(
     run: Run,
     counts: pd.DataFrame,  # Of `every_count`
-    best: dict[str, tuple[str, str]],
+    results: pd.DataFrame,  # Of `held_out`
 ) -> pd.DataFrame:  # image, split, cell, method, real, predicted
-    "What the run's own weights count by one method for each cell type, beside the real counts."
-    frames = []
-    for cell, (view, method) in best.items():
-        truth = MAIN_TRUTH[cell]
-        chosen = (
-            (counts["truth"] == truth) & (counts["cell"] == view) & (counts["method"] == method)
-        )
-        own = (counts["model"] == run.model) & (counts["weights"] == run.owner)
-        frames.append(counts_with_truth(run, counts[chosen & own], truth))
+    "What the run's own weights count by the best method for each cell type, beside the real counts."
+    frames, own = [], own_rows(run, counts)
+    for truth in MAIN_TRUTH.values():
+        view, method = best_on_training(run, results, truth)
+        chosen = (own["truth"] == truth) & (own["cell"] == view) & (own["method"] == method)
+        frames.append(counts_with_truth(run, own[chosen], truth))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../nbs/10_study.ipynb #065c9685
@@ -340,10 +335,15 @@ def bland_altman_figure(
         middle, error = (part["predicted"] + part["real"]) / 2, part["predicted"] - part["real"]
         line = np.linspace(0, max(float(middle.max()), 1) * 1.05, 200)
         ax.fill_between(line, -2 * np.sqrt(line), 2 * np.sqrt(line), color="#DDDDDD", lw=0)
-        for side, marker, face in (("train", "o", "none"), ("test", "^", colour)):
-            chosen = part["split"] == side
+        for side, marker, face in (
+            ("train", "o", "none"),
+            ("test", "^", colour),
+            ("", "x", colour),
+        ):
+            chosen = part["split"].fillna("") == side
+            label = side or "neither"
             ax.plot(
-                middle[chosen], error[chosen], marker, mfc=face, mec=colour, label=side, ls="none"
+                middle[chosen], error[chosen], marker, mfc=face, mec=colour, label=label, ls="none"
             )
         scores = agreement(part["predicted"], part["real"])
         for name, dashes in (("ba_bias", "-"), ("ba_low", "--"), ("ba_high", "--")):
@@ -374,62 +374,34 @@ QUOTED_METHODS = METHOD_TITLES | {
 def related_table(
     run: Run,
     results: pd.DataFrame,  # Of `held_out`
-    best: dict[str, tuple[str, str]],  # Of `best_on_training`
 ) -> pd.DataFrame:  # One row per number; text
-    "What others reached as the paper quotes it, the paper, and the run's weights on test images."
-    titles, printed, rows = CELL_TITLES | {"cells": "all cells"}, published(), []
+    "What others reached as the paper quotes it, the paper, and the networks at hand on the test images."
+    titles, printed, rows = CELL_TITLES | TRUTH_TITLES | {"cells": "all cells"}, published(), []
 
-    def add(work: str, cell: str, what: str, method: str, images: str, value: float) -> None:
-        row = {
-            "work": work,
-            "cells": titles[cell],
-            "scored": what.replace("_", " "),
-            "by": method,
-            "images": images,
-        }
+    def add(work: str, cells: str, what: str, method: str, images: str, value: float) -> None:
+        row = {"work": work, "cells": titles[cells], "scored": what.replace("_", " ")}
+        row |= {"by": method, "images": images}
         rows.append(row | {"percent": number(value, "count_accuracy")})
 
     for row in printed[printed["table"] == "R1"].fillna("").itertuples():
-        add(
-            RELATED[row.model],
-            row.cell,
-            row.quantity,
-            QUOTED_METHODS.get(row.method, ""),
-            f"{row.images}",
-            row.value,
-        )
-    for cell in MAIN_TRUTH:
-        of_cell = (
-            (printed["model"] == "do_unet")
-            & (printed["cell"] == cell)
-            & (printed["quantity"] == "count_accuracy")
-        )
-        for row in printed[of_cell].itertuples():
-            add(
-                "the paper",
-                cell,
-                row.quantity,
-                METHOD_TITLES[row.method],
-                f"{row.images}, learnt ones among them",
-                row.value,
-            )
-    for cell, (view, method) in best.items():
-        own = results[
-            (results["table"] == HELD_OUT[MAIN_TRUTH[cell]])
-            & (results["model"] == run.model)
-            & (results["weights"] == run.owner)
-        ]
-        own = own[(own["cell"] == view) & (own["method"] == method)]
-        if len(own):
-            images = f"{value_of(own, 'images', 'test'):.0f}, held out"
-            add(
-                network_title(run.model, run.owner),
-                cell,
-                "count_accuracy",
-                method_title(view, method),
-                images,
-                value_of(own, "count_accuracy", "test"),
-            )
+        method = QUOTED_METHODS.get(row.method, "")
+        add(RELATED[row.model], row.cell, row.quantity, method, f"{row.images}", row.value)
+    own = (printed["model"] == "do_unet") & (printed["quantity"] == "count_accuracy")
+    for truth in ("rbc_count", "wbc_count", "plt_count"):
+        for row in printed[own & (printed["cell"] == truth.partition("_")[0])].itertuples():
+            images = f"{row.images}, learnt ones among them"
+            add("the paper", truth, row.quantity, METHOD_TITLES[row.method], images, row.value)
+    for truth, table in HELD_OUT.items():
+        for each in contenders(run, truth.partition("_")[0]):
+            view, method = best_on_training(each, results, truth)
+            part = own_rows(each, results[results["table"] == table])
+            part = part[(part["cell"] == view) & (part["method"] == method)]
+            if len(part):
+                known = "test split" if each.owner == "authors" else "held out"
+                images = f"{value_of(part, 'images', 'test'):.0f}, {known}"
+                who, by = network_title(each.model, each.owner), method_title(view, method)
+                value = value_of(part, "count_accuracy", "test")
+                add(who, truth, "count_accuracy", by, images, value)
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_study.ipynb #d8e20100
@@ -712,7 +684,7 @@ def count_baselines(
             counted_by_area(run, true_areas(run, cell), truth, "truth", "none"),
         ]
         for each, area in areas[cell]:
-            view, method = best_on_training(each, scored)[cell]
+            view, method = best_on_training(each, scored, truth)
             own = counts[
                 (counts["truth"] == truth)
                 & (counts["model"] == each.model)
@@ -758,6 +730,46 @@ def count_baseline_table(
                     for name, group in values.items()
                 }
                 rows.append({"cells": TRUTH_TITLES[truth], "counted by": by} | shown)
+    return pd.DataFrame(rows)
+
+# %% ../nbs/10_study.ipynb #e44a0001
+# The truth of each cell type in the tables of ceilings, and the counts it is held against.
+CEILINGS = {
+    "rbc": ("X1", "rbc_count"),
+    "wbc": ("X3", "wbc_count"),
+    "plt": ("X5", "plt_mask_components"),
+}
+
+
+def error_parts(
+    run: Run,
+    ceilings: pd.DataFrame,  # Columns RESULTS, of the truths in CEILINGS
+) -> pd.DataFrame:  # One row per cell type and method; text
+    "What of the count's error on the test images is made by counting, and what by segmenting."
+    rows = []
+    for cell, (table, truth) in CEILINGS.items():
+        if all(each.weights != run.weights for each in contenders(run, cell)):
+            continue
+        counts = score_network(run, cell).counts
+        found = count_results(run, counts, truth, run.model, run.owner, table)
+        perfect = ceilings[ceilings["table"] == table]
+        for view, method in views(run.settings, cell):
+            on_truth, on_maps = (
+                value_of(
+                    part[(part["cell"] == view) & (part["method"] == method)],
+                    "count_accuracy",
+                    "test",
+                )
+                for part in (perfect, found)
+            )
+            row = {"cells": TRUTH_TITLES[truth], "counted by": method_title(view, method)}
+            values = {
+                "on the truth": on_truth,
+                network_title(run.model, run.owner): on_maps,
+                "lost by counting": 100 - on_truth,
+                "lost by segmenting": on_truth - on_maps,
+            }
+            rows.append(row | {k: number(v, "count_accuracy") for k, v in values.items()})
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_study.ipynb #5e2065c3
@@ -1585,10 +1597,15 @@ def errata_table(
                 follows,
             )
         )
+    model_a = published().query("model == 'do_unet_A' and cell == 'rbc_mask'")
+    loss, accuracy = (model_a.set_index("quantity")["value"][name] for name in ("loss", "accuracy"))
+    table_1_train = len(names(run.data, "rbc", "train", ["mask", "edge"]))
     key = ("counts_that_are_components", "plt", "all")
     rows += [
         ("different images of the white-cell table", settled(paper["different_images", "wbc", "all"]), settled(value["different_images", "wbc", "all"]), f"{twins} are one file, byte for byte: its count is weighed twice."),
         ("platelet counts that are the components of the masks", f"all {settled(paper[key])}", settled(value[key]), "The counts and the masks are two truths; tables here give both."),
+        ("images that phase 2 learns from", f"{settled(paper['images_of_phase_2', 'rbc', 'train'])} (V.A.1), {settled(table_1_train)} (Table I)", settled(table_1_train), "By the text, phase 2 learns from the 3 test images too; its scores and counts of all 13 are then in-sample."),
+        ("Table II, model A's loss on the mask, with its accuracy of " + f"{accuracy:.4f}", f"{loss:.4f}", f"at most {1 - accuracy + accuracy / 4:.4f} for an MSE", "Which loss is not said. It is no mean squared error, which the authors' code trains with; tables here print ours apart."),
         ("epochs of phase 1", f"{settled(paper['epochs_of_phase_1', 'rbc', 'train'])} (V.A.1), {settled(paper['epochs_of_phase_1_in_table_2', 'rbc', 'train'])} (Table II)", "", f"The paper disagrees with itself; settings.ini takes {load_settings('paper').recipe['rbc']['model_b'].epochs[0]}."),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "the paper", "the data", "what follows"])
@@ -1628,7 +1645,7 @@ def silence_table(
     run: Run,
     results: pd.DataFrame,  # With rows of `all_background`
 ) -> pd.DataFrame:  # One row per number that the paper prints; text
-    'The paper\'s pixel accuracies beside that of saying "background" everywhere on its own tiles.'
+    "Pixel accuracies that the paper prints (of DO-U-Net, model B's) beside that of \"background\" everywhere on Table I's tiles."
     rows = []
     for row in printed_accuracy(run).itertuples():
         part = results[(results["model"] == "truth") & (results["cell"] == row.cell)]
@@ -1716,7 +1733,7 @@ COMBINATION_TITLES = {
 # %% ../nbs/10_study.ipynb #342b2ca5
 def other_network(run: Run, cell: str) -> Run | None:
     "What the run's network is combined with: our SegNet where its masks are kept, else the other DO-U-Net where there is one."
-    others = contenders(run, cell)[1:]
+    others = [each for each in contenders(run, cell) if each.weights != run.weights]
     return others[-1] if others else None
 
 
@@ -1735,6 +1752,8 @@ def combined_scores(
     other = None if combination in ALONE else other_network(run, cell)
     if (combination != "average" and cell != "rbc") or (other is None and combination not in ALONE):
         return None
+    if combination == "average" and other.weights == "segnet":
+        return None  # Its kept masks are cut already: their mean with anything, cut again, is themselves
     own, own_name = maps_of(run, cell)
     theirs, their_name = maps_of(other, cell) if other else (lambda smear: None, lambda smear: "")
     combine, code = COMBINATIONS[combination], computed_by("study")
@@ -1754,6 +1773,8 @@ def combining_results(
     "Counts and F1 of every combination, beside those of the two networks alone."
     frames = []
     for cell, truths in TRUTHS.items():
+        if all(each.weights != run.weights for each in contenders(run, cell)):
+            continue
         singles = [each for each in (run, other_network(run, cell)) if each]
         scored = [("", each, score_network(each, cell)) for each in singles]
         scored += [(name, run, combined_scores(run, cell, name)) for name in COMBINATIONS]
@@ -1772,9 +1793,10 @@ def _combined(run: Run, truth: str, name: str, each: Run, scores: Scores) -> pd.
             instance_results(run, scores.matches, truth, *who),
         ]
     )
-    # CHT looks at the edge, and here there is none; CCL on the mask looks at the mask, and here it is as it was.
-    blind = (frame["method"] == "cht") & (name == "mask_times_rest")
-    blind |= frame["cell"].str.endswith("_mask") & (name in ("own_mask", *ALONE))
+    # CHT looks at the edge alone, and CCL on the mask at the mask: not at what is combined, or at nothing.
+    on_mask = frame["cell"].str.endswith("_mask")
+    blind = (frame["method"] == "cht") & (name in ("own_mask", "own_edge", "mask_times_rest"))
+    blind |= on_mask & (name in ("own_mask", "own_edge", *ALONE))
     tag = f"_{name}" if name else ""
     frame = frame[frame["quantity"].isin(["count_accuracy", "bias", "f1_50"]) & ~blind]
     return frame.assign(quantity=frame["quantity"] + tag)

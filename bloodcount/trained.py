@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORDS', 'CHOSEN', 'RECIPE_TITLES', 'tile_maps', 'score_tiles', 'score_model', 'train_model', 'model_card', 'ship',
-           'keep_masks', 'records', 'training_table', 'record_scores', 'table_2']
+           'keep_masks', 'recipe_title', 'records', 'training_table', 'record_scores', 'table_2']
 
 # %% ../nbs/10_trained.ipynb #503c0493
 import dataclasses
@@ -231,9 +231,14 @@ def keep_masks(folder: Path, settings: Settings, data: DataSet) -> int:  # How m
 # %% ../nbs/10_trained.ipynb #42fbf6cb
 RECIPE_TITLES = {
     "model_a": "model A", "model_b": "model B", "as_paper": "model B, test images in its first stage",
-    "best": "best recipe", "refined": "best recipe, refined", "authors": "model B, the authors' weights",
+    "best": "best recipe", "refined": "best recipe, refined", "authors": "the authors' weights",
     "bloodcount": "the weights that ship",
 }  # fmt: skip
+
+
+def recipe_title(cell: str, recipe: str) -> str:
+    "A recipe, as tables say it; only red cells have models A and B."
+    return "as the paper" if (recipe == "as_paper" and cell != "rbc") else RECIPE_TITLES[recipe]
 
 
 def records() -> list[Path]:
@@ -264,7 +269,7 @@ def training_table() -> pd.DataFrame:  # One row per record; text
         rows.append(
             {
                 "cells": CELL_TITLES[card["cell"]], "network": NETWORK_TITLES[card["network"]],
-                "recipe": RECIPE_TITLES[card["recipe"]], "seed": card["seed"], "profile": card["profile"],
+                "recipe": recipe_title(card["cell"], card["recipe"]), "seed": card["seed"], "profile": card["profile"],
                 "images": ", then ".join(map(str, images)),
                 "steps": ", then ".join(str(n * recipe["steps"]) for recipe in recipes for n in recipe["epochs"]),
                 "chips": f"{train_['batch']} x {train_['input_size']} px", "loss": _in_turn(r["loss"] for r in recipes),
@@ -293,9 +298,8 @@ def record_scores(
 def table_2(
     scores: pd.DataFrame,
 ) -> pd.DataFrame:  # Columns RESULTS in; one row per map and recipe out; text
-    "The paper's Table II: the paper's number, then ours, for the tiles of the test images."
+    "The paper's Table II: its number (model A's beside our model A, else model B's), then ours; tiles of the test images."
     titles = {
-        "loss": "MSE",
         "mean_iou": "mean IoU",
         "dice": "Dice",
         "tversky": "Tversky",
@@ -312,5 +316,6 @@ def table_2(
                 f"{title}, paper": number(one["paper"].iloc[0], quantity),
                 title: number(one["value"].mean(), quantity),
             }
+        row["MSE"] = number(part.loc[part["quantity"] == "mse", "value"].mean())
         rows.append(row)
     return pd.DataFrame(rows)

@@ -44,8 +44,8 @@ CANDIDATES: dict[str, dict[str, Sequence]] = {  # By cell type
         "radius": ((33, 120), (40, 120), (48, 120)),
     },
     "plt": {
-        "mask": _CUTS, "min_area": (1, 10, 25, 50, 75, 100, 150), "min_distance": (5, 8, 10, 15, 20, 25),
-        "min_height": (1, 2, 3, 4, 5, 6, 7), "smooth": (0, 1, 2, 3), "canny": (9, 13, 20), "votes": (8, 9, 10, 11, 12),
+        "mask": _CUTS, "min_area": (1, 10, 25, 50, 75, 100, 150, 200, 300, 400), "min_distance": (5, 8, 10, 15, 20, 25, 30, 40),
+        "min_height": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12), "smooth": (0, 1, 2, 3), "canny": (9, 13, 20), "votes": (8, 9, 10, 11, 12),
         "radius": ((1, 25), (4, 25), (4, 40)),
     },
 }  # fmt: skip
