@@ -595,6 +595,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'bloodcount.trained': { 'bloodcount.trained._in_turn': ('trained.html#_in_turn', 'bloodcount/trained.py'),
                                     'bloodcount.trained._row': ('trained.html#_row', 'bloodcount/trained.py'),
                                     'bloodcount.trained._series': ('trained.html#_series', 'bloodcount/trained.py'),
+                                    'bloodcount.trained._shown': ('trained.html#_shown', 'bloodcount/trained.py'),
                                     'bloodcount.trained.keep_masks': ('trained.html#keep_masks', 'bloodcount/trained.py'),
                                     'bloodcount.trained.model_card': ('trained.html#model_card', 'bloodcount/trained.py'),
                                     'bloodcount.trained.recipe_title': ('trained.html#recipe_title', 'bloodcount/trained.py'),

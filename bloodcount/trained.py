@@ -132,6 +132,10 @@ def _row(scores: pd.DataFrame, cell: str, quantity: str, table: str, images: str
     return f"{part['value'].iloc[0]:.3f}" if len(part) else "-"
 
 
+def _shown(wide: pd.DataFrame) -> str:
+    return wide.astype(object).where(wide.notna(), "").reset_index().to_markdown(index=False)
+
+
 def model_card(folder: Path) -> str:
     "What a trained model is, in Markdown."
     card, scores = read_card(folder), pd.read_csv(folder / "scores.csv")
@@ -181,7 +185,7 @@ def model_card(folder: Path) -> str:
             for c in pixels
         ),
         "\nCount accuracy, percent, by truth and method:\n",
-        counts.reset_index().to_markdown(index=False),
+        _shown(counts),
     ]
     if len(matched):
         f1 = matched.pivot_table(
@@ -189,7 +193,7 @@ def model_card(folder: Path) -> str:
         ).round(3)
         lines += [
             "\nF1 of the cells at an IoU of one half:\n",
-            f1.reset_index().to_markdown(index=False),
+            _shown(f1),
         ]
     lines += [
         "\n## Limits\n",
