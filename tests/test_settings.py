@@ -219,8 +219,8 @@ def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
     before = written(ini, tmp_path / "before.ini")
     ini["count.rbc.cht:laptop"] = {"votes": "21", "radius": "30, 57"}
     after = written(ini, tmp_path / "after.ini")
-    assert load_settings("paper", path=after) == load_settings("paper", path=before)
-    plain, laptop = (load_settings("laptop", path=path) for path in (before, after))
+    assert load_settings("paper", "authors", after) == load_settings("paper", "authors", before)
+    plain, laptop = (load_settings("laptop", "authors", path) for path in (before, after))
     changed = laptop.count["rbc"]["cht"]
     assert (changed.votes, changed.radius) == (21, (30, 57))
     assert dataclasses.replace(changed, votes=20, radius=(29, 56)) == plain.count["rbc"]["cht"]
