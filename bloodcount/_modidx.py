@@ -300,6 +300,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.paper.Series.official': ('paper.html#series.official', 'bloodcount/paper.py'),
                                   'bloodcount.paper.Series.provenance': ('paper.html#series.provenance', 'bloodcount/paper.py'),
                                   'bloodcount.paper._about': ('paper.html#_about', 'bloodcount/paper.py'),
+                                  'bloodcount.paper._code': ('paper.html#_code', 'bloodcount/paper.py'),
                                   'bloodcount.paper._environment': ('paper.html#_environment', 'bloodcount/paper.py'),
                                   'bloodcount.paper._figure_file': ('paper.html#_figure_file', 'bloodcount/paper.py'),
                                   'bloodcount.paper._groups': ('paper.html#_groups', 'bloodcount/paper.py'),

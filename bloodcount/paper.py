@@ -11,6 +11,7 @@ __all__ = ['ARTEFACTS', 'PAPER_NOTEBOOKS', 'CODE', 'SECONDS_PER_MEGAPIXEL', 'not
 # %% ../nbs/10_paper.ipynb #1b727c56
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -236,6 +237,11 @@ def _reason(error: Exception) -> str:
 CODE = "settings data synthetic tiles models segment count evaluate report diagram experiment trained study".split()
 
 
+@functools.cache
+def _code() -> str:
+    return code_digest(*CODE)
+
+
 def settings_read(settings: Settings, code: str) -> dict:
     "The settings that a notebook can depend on: none of training's, and only those of the cell types it names, if any."
     named = [cell for cell in CELLS if f'"{cell}' in code] or CELLS
@@ -292,7 +298,7 @@ class Series:
             if p.suffix in (".csv", ".json", ".png")
         ]
         inputs = (self.data.fingerprint, packaged(), kept)
-        made_by = (code, code_digest(*CODE), environment()["versions"])
+        made_by = (code, _code(), environment()["versions"])
         return digest(declared_outputs(source), parameters, chosen, inputs, made_by)
 
 # %% ../nbs/10_paper.ipynb #5c3d5338
