@@ -28,7 +28,7 @@ from bloodcount.segment import Maps, truth_maps
 from bloodcount.settings import CCL, CELLS, CHT, EDT, METHODS, Thresholds, Watershed, load_settings
 from bloodcount.synthetic import synthetic_smear
 
-SETTINGS = load_settings("paper")
+SETTINGS = load_settings("paper", "authors")
 HALF = Thresholds(mask=0.5, edge=0.5)
 
 # On a mask of red cells, without their edges.

@@ -43,7 +43,7 @@ from bloodcount.settings import load_settings
 from bloodcount.synthetic import synthetic_smear
 
 SMEAR = synthetic_smear(seed=5, shape=(160, 208), rbc=6, wbc=1, plt=2)
-SIDES = {"do_unet": 188, "segnet": 128}
+SIDES = {"do_unet": 188, "segnet": 128, "segnet_3x3": 128}
 TABLE = pd.DataFrame(
     [["[a] & b_c", "12.50 [9.0, 14.1]", "95.36", "-3.20"], ["50 % <x>\\", "1,234", "", "0.10"]],
     columns=["* what {it} is", "here", "paper, 13 images", "bias [limits], cells"],

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bloodcount import provenance
 from bloodcount.count import count
 from bloodcount.data import read_image, read_mask
 from bloodcount.errors import InputError, IntegrityError, SettingsError
@@ -309,9 +310,16 @@ def test_the_name_of_kept_maps_says_all_they_depend_on(field, monkeypatch):
         maps_name(image, segmenter(None, 196)),
         maps_name(image, dataclasses.replace(made, settings=clahe)),
     ]
-    monkeypatch.setattr("bloodcount.segment.code_digest", lambda *modules: "another code")
+    monkeypatch.setattr("bloodcount.segment.computed_by", lambda *modules: "another code")
     names.append(maps_name(image, made))
     assert len(set(names)) == len(names)
+
+
+def test_other_libraries_compute_anew(monkeypatch):
+    before = provenance.computed_by.__wrapped__("tiles")
+    assert provenance.computed_by.__wrapped__("tiles") == before
+    monkeypatch.setattr(provenance, "versions", lambda packages: {"numpy": "0.0"})
+    assert provenance.computed_by.__wrapped__("tiles") != before
 
 
 def test_truth_is_a_map_too():

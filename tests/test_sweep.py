@@ -195,7 +195,7 @@ def test_bad_usage(tmp_path, monkeypatch, capsys, book):
         (["--workers", "0"], 2, "--workers"),
         (["--workers", "2", "--dask", "tcp://localhost:1"], 2, "leave one out"),
         (["--dask", "nonsense://here"], 2, "nonsense://here: no Dask scheduler answers there."),
-        (["-o", "book.ipynb"], 1, "book.ipynb: results cannot be written there (File exists)."),
+        (["-o", "book.ipynb"], 1, "book.ipynb: results cannot be written there (not a folder)."),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["sweep", "book.ipynb", "grid.yaml", "-o", "out", *arguments])
