@@ -111,7 +111,10 @@ def test_imports_point_left(module):
 
 @each_notebook
 def test_keras_alone_speaks_to_the_backend(path):
+    "But where code asks which backend it is."
     for cell in cells(path):
+        if "keras.backend.backend()" in cell["source"]:
+            continue
         tree = syntax(cell["source"])
         roots = {name.split(".")[0] for name in imported(tree)}
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
