@@ -289,6 +289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bloodcount.models._head': ('models.html#_head', 'bloodcount/models.py'),
                                    'bloodcount.models._hushed': ('models.html#_hushed', 'bloodcount/models.py'),
                                    'bloodcount.models._up': ('models.html#_up', 'bloodcount/models.py'),
+                                   'bloodcount.models.arithmetic': ('models.html#arithmetic', 'bloodcount/models.py'),
                                    'bloodcount.models.do_unet': ('models.html#do_unet', 'bloodcount/models.py'),
                                    'bloodcount.models.load_legacy_weights': ('models.html#load_legacy_weights', 'bloodcount/models.py'),
                                    'bloodcount.models.load_vgg16': ('models.html#load_vgg16', 'bloodcount/models.py'),

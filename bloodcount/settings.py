@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'WEIGHTS', 'NETWORKS', 'DEFAULT_WEIGHTS', 'section', 'Count', 'Pixels', 'Area',
            'Fraction', 'Threshold', 'Source', 'Folder', 'Range', 'Steps', 'Share', 'Positive', 'Shares', 'Factors',
-           'Images', 'AUGMENTS', 'RECIPES', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid', 'Segment',
-           'Thresholds', 'Augment', 'Train', 'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method',
-           'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest', 'code_digest']
+           'Precision', 'Images', 'AUGMENTS', 'RECIPES', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid',
+           'Segment', 'Thresholds', 'Augment', 'Train', 'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate',
+           'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest', 'code_digest']
 
 # %% ../nbs/00_settings.ipynb #fdf36da9
 import ast
@@ -118,6 +118,10 @@ class Grid:
     output_size: Pixels
 
 
+# Of the arithmetic; weights and outputs are float32
+Precision = Literal["float32", "mixed_bfloat16"]
+
+
 def _side(tile: int) -> int:
     if tile % 8 != 4:
         raise ValueError("must be 4 more than a multiple of 8, as 188, 588 or 1084")
@@ -126,9 +130,12 @@ def _side(tile: int) -> int:
 
 @section
 class Segment:
-    "Whole-image mapping: side of the network's input, px."
+    "Whole-image mapping."
 
-    tile: Annotated[int, Field(ge=100), AfterValidator(_side)]
+    tile: Annotated[
+        int, Field(ge=100), AfterValidator(_side)
+    ]  # Largest side of the network's input, px
+    precision: Precision
 
 
 @section
@@ -164,7 +171,7 @@ class Train:
 
     input_size: Pixels  # Side of a chip
     batch: Count  # Chips
-    precision: Literal["float32", "mixed_bfloat16"]  # Of the arithmetic; weights are float32
+    precision: Precision
     encoder_weights: Annotated[
         str, Field(min_length=1)
     ]  # none, imagenet, or a file of VGG16's weights

@@ -356,7 +356,7 @@ def bland_altman_figure(
             xlim=(0, line[-1]),
         )
     figure.axes[0].set_ylabel("predicted - real")
-    figure.axes[0].legend(frameon=True)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
     figure.suptitle(title)
     return figure
 
@@ -1752,8 +1752,6 @@ def combined_scores(
     other = None if combination in ALONE else other_network(run, cell)
     if (combination != "average" and cell != "rbc") or (other is None and combination not in ALONE):
         return None
-    if combination == "average" and other.weights == "segnet":
-        return None  # Its kept masks are cut already: their mean with anything, cut again, is themselves
     own, own_name = maps_of(run, cell)
     theirs, their_name = maps_of(other, cell) if other else (lambda smear: None, lambda smear: "")
     combine, code = COMBINATIONS[combination], computed_by("study")

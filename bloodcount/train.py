@@ -25,7 +25,7 @@ from .data import DataSet, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
 from .files import read_card, replacing, sha256, write_text
 from .losses import LOSSES, METRICS
-from .models import MODELS, OUTPUTS, keras, read_weights, write_weights
+from .models import MODELS, OUTPUTS, arithmetic, keras, read_weights, write_weights
 from .provenance import commit, environment
 from .settings import CELLS, Augment, Recipe, Settings, Train, code_digest, digest
 from .tiles import equalise, to_input
@@ -214,16 +214,12 @@ VALIDATION_CHIPS = 64
 def build(training: Training) -> keras.Model:
     "An untrained network; the same for the same seed."
     _, _, train = training.chosen
-    before = keras.config.dtype_policy()
     keras.utils.set_random_seed(training.seed)
-    keras.config.set_dtype_policy(train.precision)
-    try:
-        options = {"size": train.input_size}
-        if training.network != "do_unet" and train.encoder_weights != "none":
-            options["encoder_weights"] = train.encoder_weights
+    options = {"size": train.input_size}
+    if training.network != "do_unet" and train.encoder_weights != "none":
+        options["encoder_weights"] = train.encoder_weights
+    with arithmetic(train.precision):
         return MODELS[training.network].build(OUTPUTS[training.cell], **options)
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def prepare(model: keras.Model, training: Training, stage: int) -> None:

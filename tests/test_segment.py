@@ -90,7 +90,7 @@ def field():
 
 
 def segmenter(model, tile, cell="rbc"):
-    settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile))
+    settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile, precision="float32"))
     return Segmenter(cell, "do_unet", "none", "0" * 64, model, settings)
 
 
@@ -389,8 +389,9 @@ GOLDEN = {
 
 
 def test_the_authors_weights_count_as_they_did(authors_maps):
+    theirs = load_settings("paper", "authors")
     found = {
-        (cell, method): len(count(authors_maps[cell.partition("_")[0]], cell, method, SETTINGS))
+        (cell, method): len(count(authors_maps[cell.partition("_")[0]], cell, method, theirs))
         for cell, method in GOLDEN
     }
     apart = {case: found[case] - n for case, n in GOLDEN.items()}

@@ -161,7 +161,7 @@ def test_tiles_leave_no_seam_once_their_rim_is_cut_off(monkeypatch):
     def mapped(tile, margin):
         rim = dataclasses.replace(MODELS["segnet"], margin=margin)
         monkeypatch.setitem(MODELS, "segnet", rim)
-        settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile))
+        settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile, precision="float32"))
         maps = Segmenter("rbc", "segnet", "random", "", model, settings)(smear.image[:32, :64])
         return np.stack([maps.mask, maps.edge])
 
