@@ -376,7 +376,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 all is well; 1 some inputs failed, the others are done; 2 bad usage or bad input; 3 data or weights are missing or damaged.",
+    epilog="Exit codes: 0 all is well; 1 some inputs failed, the others are done; 2 bad usage or bad input; 3 data or weights are damaged, or not fetched yet.",
 )
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data", help="Get the data, check them, draw a synthetic sample.")

@@ -100,7 +100,9 @@ def check(
 ) -> pd.DataFrame:  # What is missing or extra, as `survey` lists it
     "Survey a folder; raises `IntegrityError` with both checksums if a file is not what it should be."
     if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; `bloodcount data fetch` makes it.")
+        raise InputError(
+            f"{folder}: no such folder. Is BLOODCOUNT_DATA right? `bloodcount data fetch --accept-terms` gets ALL-IDB1."
+        )
     report = survey(folder, files)
     changed = report[report["problem"] == "changed"]
     if len(changed):
