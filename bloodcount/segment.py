@@ -240,7 +240,8 @@ def write_masks(folder: Path, name: str, maps: Maps) -> None:
     for output, plane in (("mask", maps.mask), ("edge", maps.edge)):
         if plane is not None:
             with replacing(mask_file(folder, output, name)) as part:
-                levels = np.rint(plane * (LEVELS - 1)).astype(np.uint8)
+                # Halves go down: what is above one half stays so, and nothing else gets there
+                levels = np.ceil(plane * (LEVELS - 1) - 0.5).astype(np.uint8)
                 Image.fromarray(levels * (255 // (LEVELS - 1))).save(part, "PNG", optimize=True)
 
 
