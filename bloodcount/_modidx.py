@@ -376,6 +376,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bloodcount.segment.Segmenter.__call__': ('segment.html#segmenter.__call__', 'bloodcount/segment.py'),
                                     'bloodcount.segment.Segmenter._map_tile': ('segment.html#segmenter._map_tile', 'bloodcount/segment.py'),
                                     'bloodcount.segment._load_maps': ('segment.html#_load_maps', 'bloodcount/segment.py'),
+                                    'bloodcount.segment._read_levels': ('segment.html#_read_levels', 'bloodcount/segment.py'),
                                     'bloodcount.segment.authors_weights': ('segment.html#authors_weights', 'bloodcount/segment.py'),
                                     'bloodcount.segment.cut': ('segment.html#cut', 'bloodcount/segment.py'),
                                     'bloodcount.segment.kept_maps': ('segment.html#kept_maps', 'bloodcount/segment.py'),

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from skimage.filters import threshold_otsu
 
-from .data import Smear, polygon_mask, read_image
+from .data import Smear, polygon_mask
 from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
 from .files import read_card, replacing, sha256
@@ -248,12 +248,16 @@ def write_masks(folder: Path, name: str, maps: Maps) -> None:
 def read_masks(folder: Path, name: str) -> Maps:
     "What was kept of an image; raises `InputError` if nothing was."
     files = {output: mask_file(folder, output, name) for output in ("mask", "edge")}
-    planes = {
-        output: read_image(file)[..., 0] / np.float32(255)
-        for output, file in files.items()
-        if output == "mask" or file.exists()
-    }
-    return Maps(**planes)
+    kept = {o: _read_levels(file) for o, file in files.items() if o == "mask" or file.exists()}
+    return Maps(**kept)
+
+
+def _read_levels(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("L"), np.float32) / 255
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path}: not a map that can be read ({error}).") from None
 
 
 def masks_name(folder: Path, name: str) -> str:
