@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'MODELS', 'arithmetic', 'BatchNormalization', 'do_unet', 'MaxPoolWithIndices', 'MaxUnpool', 'segnet',
-           'load_vgg16', 'Network', 'write_weights', 'read_weights', 'load_legacy_weights']
+           'load_vgg16', 'Network', 'write_weights', 'read_weights', 'load_legacy_weights', 'folded']
 
 # %% ../nbs/04_models.ipynb #45681900
 import contextlib
@@ -326,3 +326,30 @@ def load_legacy_weights(
     for layer, values in zip(targets, arrays):
         layer.set_weights(values)
     return model
+
+# %% ../nbs/04_models.ipynb #7467e5cf
+def folded(
+    model: keras.Model,  # Of `do_unet` or `segnet`
+) -> keras.Model:
+    "The network for use: its batch normalisations are part of the convolutions before them."
+    model_ = keras.models.clone_model(
+        model,
+        clone_function=lambda layer: (
+            layers.Identity(name=layer.name)
+            if isinstance(layer, BatchNormalization)
+            else layer.__class__.from_config(layer.get_config())
+        ),
+    )
+    weighted = [layer for layer in model.layers if layer.weights]
+    for layer, after in zip(weighted, [*weighted[1:], None]):
+        if isinstance(layer, BatchNormalization):
+            continue
+        kernel, bias = (np.asarray(w, np.float64) for w in layer.get_weights())
+        if isinstance(after, BatchNormalization):
+            gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in after.get_weights())
+            factor = gamma / np.sqrt(variance + after.epsilon)
+            transposed = isinstance(layer, layers.Conv2DTranspose)  # (rows, columns, out, in)
+            kernel = kernel * (factor[:, None] if transposed else factor)
+            bias = (bias - mean) * factor + beta
+        model_.get_layer(layer.name).set_weights([kernel, bias])
+    return model_

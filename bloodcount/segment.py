@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from skimage.filters import threshold_otsu
@@ -25,7 +26,7 @@ from .fetch import packaged
 from .files import read_card, replacing, sha256
 from .provenance import computed_by
 from .settings import CELLS, Settings, digest
-from .tiles import equalise, map_tiles, plan_tiles, to_input
+from .tiles import equalise, map_tiles, plan_tiles, resized, to_input
 
 # %% ../nbs/06_segment.ipynb #cc14276c
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Segmenter:
     checksum: str  # SHA-256 of the weights file
     model: Any  # keras.Model
     settings: Settings
+    zoom: float = 1  # Size of the picture that it learnt from over that of the image
 
     def __call__(
         self,
@@ -92,15 +94,16 @@ class Segmenter:
 
         network = MODELS[self.network]
         tile = network.input_side(self.settings.segment.tile)
-        plan = plan_tiles(image.shape[:2], tile, network.margin, network.step)
-        probability = map_tiles(
-            self._map_tile, to_input(equalise(image, self.settings.preprocess)), plan
-        )
+        picture = resized(equalise(image, self.settings.preprocess), self.zoom)
+        plan = plan_tiles(picture.shape[:2], tile, network.margin, network.step)
+        probability = map_tiles(self._map_tile, to_input(picture), plan)
         if not np.isfinite(probability).all():
             raise IntegrityError(
                 f"The {self.weights} weights of {self.cell} yield NaN; they are damaged."
             )
         planes = dict(zip(self.model.output_names, np.moveaxis(probability, -1, 0)))
+        if self.zoom != 1:
+            planes = {name: cv2.resize(p, image.shape[1::-1]) for name, p in planes.items()}
         return Maps(planes["mask"], planes.get("edge"))
 
     def _map_tile(self, tile: np.ndarray) -> np.ndarray:
@@ -138,20 +141,19 @@ def authors_weights(
 def trained_weights(
     folder: Path,  # As training leaves it: weights.npz and card.json
     cell: str,
-) -> tuple[str, Path, str]:  # The network's name, the file and its SHA-256
-    "The weights of a trained model, verified; raises `IntegrityError`."
+) -> tuple[dict, Path]:  # The card and the weights' file
+    "A trained model, verified; raises `IntegrityError`."
     path, card = folder / "weights.npz", read_card(folder)
     if card is None or not path.is_file():
         raise IntegrityError(f"{folder}: no trained model; card.json or weights.npz is missing.")
-    network, learnt, expected = card["network"], card["cell"], card["weights_sha256"]
-    found = sha256(path)
+    learnt, expected, found = card["cell"], card["weights_sha256"], sha256(path)
     if found != expected:
         raise IntegrityError(
             f"{path}: damaged weights (SHA-256 {found}, expected {expected}). Put the original back."
         )
     if learnt != cell:
         raise IntegrityError(f"{folder}: trained for {learnt}, not for {cell}.")
-    return network, path, found
+    return card, path
 
 
 def load_segmenter(
@@ -170,17 +172,27 @@ def load_segmenter(
         raise SettingsError(
             f"There are no weights {weights!r}, and no such folder. {hint(weights, known)}"
         )
-    from bloodcount.models import MODELS, OUTPUTS, arithmetic, load_legacy_weights, read_weights
+    from bloodcount.models import (
+        MODELS,
+        OUTPUTS,
+        arithmetic,
+        folded,
+        load_legacy_weights,
+        read_weights,
+    )
 
     if weights == "authors":
         path, checksum = authors_weights(settings.paths.authors, cell)
-        network, load = "do_unet", load_legacy_weights
+        network, zoom, load = "do_unet", 1.0, load_legacy_weights
     else:
-        folder = SHIPPED / cell if weights == "bloodcount" else Path(weights)
-        (network, path, checksum), load = trained_weights(folder, cell), read_weights
+        card, path = trained_weights(
+            SHIPPED / cell if weights == "bloodcount" else Path(weights), cell
+        )
+        network, checksum = card["network"], card["weights_sha256"]
+        zoom, load = card["settings"]["recipe"]["zoom"], read_weights
     with arithmetic(settings.segment.precision):
-        model = load(MODELS[network].build(OUTPUTS[cell]), path)
-    return Segmenter(cell, network, weights, checksum, model, settings)
+        model = folded(load(MODELS[network].build(OUTPUTS[cell]), path))
+    return Segmenter(cell, network, weights, checksum, model, settings, zoom)
 
 # %% ../nbs/06_segment.ipynb #d307ca4f
 def maps_name(
@@ -194,6 +206,7 @@ def maps_name(
         segmenter.checksum,
         segmenter.settings.preprocess,
         segmenter.settings.segment,
+        segmenter.zoom,
     )
     return digest(pixels, made_by, computed_by("tiles", "models", "segment"))
 

@@ -201,6 +201,7 @@ class Recipe:
     "How a network learns a cell type."
 
     start: Literal["none", "best"]  # none, or the recipe whose trained network it goes on with
+    zoom: Positive  # Size of the picture that the network sees over that of the image
     augment: Literal[AUGMENTS]
     loss: Literal["mse", "bce", "dice", "tversky", "focal_tversky", "bce_dice"]
     loss_weights: Annotated[tuple[Share, Share], BeforeValidator(_split)]  # Mask, edge

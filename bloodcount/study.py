@@ -14,11 +14,11 @@ __all__ = ['STUDIED', 'MAIN_TRUTH', 'TRUTH_TITLES', 'HELD_OUT', 'AGREEMENT', 'RE
            'error_parts', 'contacts', 'which_found', 'contact_class', 'overlap_rows', 'found_by_contact',
            'overlap_results', 'overlap_table', 'contact_counts', 'overlap_figure', 'shifted', 'middle', 'mappers',
            'colour_counts', 'counted', 'drifts', 'colour_results', 'colour_table', 'colour_figure', 'cell_radius',
-           'known_radius', 'outline_radii', 'other_magnifications', 'scaled', 'resized', 'magnified_rows',
-           'magnification_counts', 'magnification_results', 'magnification_table', 'magnification_figure', 'claims',
-           'same_pictures', 'component_counts', 'annotated_twice', 'facts', 'errata_results', 'errata_table',
-           'silence_table', 'platelet_table', 'twice_table', 'average', 'widened', 'times_rest', 'other_network',
-           'combined_images', 'combined_scores', 'combining_results', 'combining_table']
+           'known_radius', 'outline_radii', 'other_magnifications', 'scaled', 'magnified_rows', 'magnification_counts',
+           'magnification_results', 'magnification_table', 'magnification_figure', 'claims', 'same_pictures',
+           'component_counts', 'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table',
+           'platelet_table', 'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images',
+           'combined_scores', 'combining_results', 'combining_table']
 
 # %% ../nbs/10_study.ipynb #0cb3285f
 import dataclasses
@@ -85,7 +85,7 @@ from bloodcount.report import (
 )
 from .segment import Maps, Segmenter, cut, kept_maps, load_segmenter, maps_name
 from .settings import PROJECT, Settings, Thresholds, digest, load_settings
-from .tiles import cut_grid
+from .tiles import cut_grid, resized
 
 # %% ../nbs/10_study.ipynb #0c5e19b8
 STUDIED = ("data", "segment", "count", "evaluate", "experiment", "study")
@@ -1259,22 +1259,6 @@ def scaled(
             for method, options in methods.items()
         }
     return dataclasses.replace(settings, count=settings.count | views)
-
-
-def resized(
-    image: np.ndarray,  # (H, W, 3) uint8 RGB
-    factor: float,
-) -> np.ndarray:
-    "The image with sides multiplied by a factor."
-    if factor == 1:
-        return image
-    return cv2.resize(
-        image,
-        None,
-        fx=factor,
-        fy=factor,
-        interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC,
-    )
 
 # %% ../nbs/10_study.ipynb #23b099cd
 # How an image of another magnification is counted.

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from tqdm.std import tqdm
 
-from .augment import Chips, Field, chips, draw_batch, field, paste_cells
+from .augment import Chips, Field, chips, draw_batch, field, paste_cells, zoomed
 from .data import DataSet, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
 from .files import read_card, replacing, sha256, write_text
@@ -154,7 +154,8 @@ class Source:
 
     def _field(self, smear) -> Field:
         image = equalise(smear.image, self.training.settings.preprocess)
-        return field(dataclasses.replace(smear, image=image), self.training.cell)
+        smear = zoomed(dataclasses.replace(smear, image=image), self.recipe.zoom)
+        return field(smear, self.training.cell)
 
     def _fields(self, epoch: int) -> list[Field]:
         "The images of an epoch, with cells pasted into them if the recipe pastes."
