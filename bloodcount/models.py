@@ -9,6 +9,7 @@ __all__ = ['OUTPUTS', 'MODELS', 'arithmetic', 'BatchNormalization', 'do_unet', '
 # %% ../nbs/04_models.ipynb #45681900
 import contextlib
 import functools
+import itertools
 import os
 import sys
 import warnings
@@ -332,24 +333,22 @@ def folded(
     model: keras.Model,  # Of `do_unet` or `segnet`
 ) -> keras.Model:
     "The network for use: its batch normalisations are part of the convolutions before them."
-    model_ = keras.models.clone_model(
+    use = keras.models.clone_model(
         model,
-        clone_function=lambda layer: (
-            layers.Identity(name=layer.name)
-            if isinstance(layer, BatchNormalization)
-            else layer.__class__.from_config(layer.get_config())
+        call_function=lambda layer, *args, **kwargs: (
+            args[0] if isinstance(layer, BatchNormalization) else layer(*args, **kwargs)
         ),
     )
     weighted = [layer for layer in model.layers if layer.weights]
-    for layer, after in zip(weighted, [*weighted[1:], None]):
+    for layer, after in itertools.pairwise([*weighted, None]):
         if isinstance(layer, BatchNormalization):
             continue
-        kernel, bias = (np.asarray(w, np.float64) for w in layer.get_weights())
+        kernel, bias = (np.asarray(each, np.float64) for each in layer.get_weights())
         if isinstance(after, BatchNormalization):
-            gamma, beta, mean, variance = (np.asarray(w, np.float64) for w in after.get_weights())
+            gamma, beta, mean, variance = (np.float64(each) for each in after.get_weights())
             factor = gamma / np.sqrt(variance + after.epsilon)
-            transposed = isinstance(layer, layers.Conv2DTranspose)  # (rows, columns, out, in)
+            transposed = isinstance(layer, layers.Conv2DTranspose)  # (rows, cols, out, in)
             kernel = kernel * (factor[:, None] if transposed else factor)
             bias = (bias - mean) * factor + beta
-        model_.get_layer(layer.name).set_weights([kernel, bias])
-    return model_
+        use.get_layer(layer.name).set_weights([kernel, bias])
+    return use

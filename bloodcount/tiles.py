@@ -31,11 +31,12 @@ def resized(
     image: np.ndarray,  # (H, W) or (H, W, C)
     factor: float,
 ) -> np.ndarray:
-    "The image with sides multiplied by a factor."
+    "The image with sides multiplied by a factor, 1 px at least."
     if factor == 1:
         return image
+    height, width = (max(round(side * factor), 1) for side in image.shape[:2])
     kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=kind)
+    return cv2.resize(image, (width, height), interpolation=kind)
 
 
 def to_input(

@@ -23,6 +23,7 @@ from bloodcount.augment import (
     recolour,
     resize,
     turned_back,
+    zoomed,
 )
 from bloodcount.data import Smear
 from bloodcount.errors import InputError
@@ -95,6 +96,25 @@ def test_scale_is_undone(smear, scale):
         back = cv2.resize(back, (chip.side, chip.side), interpolation=cv2.INTER_NEAREST) > 0
         truth = place(source.mask, chip.centre, chip.side) > 0
         assert np.logical_xor(back, truth).mean() < 0.02
+
+
+@pytest.mark.parametrize("zoom", [0.4, 0.5, 1.5])
+def test_a_smear_at_another_size(smear, zoom):
+    other = zoomed(smear, zoom)
+    shape = tuple(round(side * zoom) for side in smear.image.shape[:2])
+    assert other.image.shape == (*shape, 3) and other.image.dtype == np.uint8
+    for cell, mask in smear.masks.items():
+        found = other.masks[cell]
+        assert found.shape == shape and found.dtype == bool
+        back = cv2.resize(np.float32(found), mask.shape[::-1]) > 0.5
+        assert 2 * (back & mask).sum() > 0.93 * (back.sum() + mask.sum()) > 0
+    assert other.edges["rbc"].shape == shape and other.edges["rbc"].any()
+    for ours, theirs in zip(other.polygons["rbc"], smear.polygons["rbc"], strict=True):
+        middles = (each.min(axis=0) + each.max(axis=0) + 1 for each in (ours, theirs))
+        np.testing.assert_allclose(next(middles), zoom * next(middles), rtol=1e-4)
+    found = field(other, "rbc")
+    assert found.mask.shape == shape and len(found.boxes) == len(smear.polygons["rbc"])
+    assert zoomed(smear, 1) is smear
 
 
 @pytest.mark.parametrize("centre", [(160, 208), (0, 0), (319, 200), (10, 415)])

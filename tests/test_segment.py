@@ -260,6 +260,31 @@ def test_weights_that_are_no_weights(network, thin, tmp_path):
     assert "no such weights" in says(tmp_path / "none.h5")
 
 
+@pytest.fixture(scope="module")
+def dark():
+    "A network that answers how dark a pixel is, with the margin of DO-U-Net."
+    layers = keras.layers
+    image = keras.Input((None, None, 3))
+    head = layers.Conv2D(1, 1, activation="sigmoid", name="mask")
+    model = keras.Model(image, [head(layers.Cropping2D(MARGIN)(image))])
+    head.set_weights([np.full((1, 1, 3, 1), -1, np.float32), np.zeros(1, np.float32)])
+    return model
+
+
+@pytest.mark.parametrize("shape", [(300, 401), (97, 64), (1, 1), (3, 7)])
+@pytest.mark.parametrize("zoom", [0.5, 0.37, 2.0])
+def test_maps_of_a_smaller_picture_are_as_large_as_the_image(dark, shape, zoom):
+    rows, cols = np.mgrid[: shape[0], : shape[1]]
+    disc = np.hypot(rows - shape[0] * 0.4, cols - shape[1] * 0.6) - min(shape) / 4
+    image = np.repeat(np.uint8(128 + 90 * np.tanh(disc / 8))[..., None], 3, axis=2)
+    whole = segmenter(dark, 188, "wbc")
+    maps, wanted = dataclasses.replace(whole, zoom=zoom)(image), whole(image)
+    assert maps.mask.shape == shape and maps.mask.dtype == np.float32 and maps.edge is None
+    if min(shape) > 50:  # In its place to less than a pixel: a shift by one would be twice as far
+        shifted = np.abs(np.roll(wanted.mask, 1, axis=1) - wanted.mask)[1:-1, 1:-1].mean()
+        assert np.abs(maps.mask - wanted.mask)[1:-1, 1:-1].mean() < shifted / 2
+
+
 def test_a_network_that_answers_nan_is_an_error(field):
     for value in (np.nan, np.inf):
         model = do_unet(("mask",))
@@ -307,6 +332,7 @@ def test_the_name_of_kept_maps_says_all_they_depend_on(field, monkeypatch):
         maps_name(image.reshape(120, 90, 3), made),
         maps_name(image, dataclasses.replace(made, checksum="1" * 64)),
         maps_name(image, dataclasses.replace(made, network="segnet")),
+        maps_name(image, dataclasses.replace(made, zoom=0.5)),
         maps_name(image, segmenter(None, 196)),
         maps_name(image, dataclasses.replace(made, settings=clahe)),
     ]
