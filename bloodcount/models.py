@@ -336,15 +336,15 @@ def folded(
     use = keras.models.clone_model(
         model,
         call_function=lambda layer, *args, **kwargs: (
-            args[0] if isinstance(layer, BatchNormalization) else layer(*args, **kwargs)
+            args[0] if isinstance(layer, layers.BatchNormalization) else layer(*args, **kwargs)
         ),
     )
     weighted = [layer for layer in model.layers if layer.weights]
     for layer, after in itertools.pairwise([*weighted, None]):
-        if isinstance(layer, BatchNormalization):
+        if isinstance(layer, layers.BatchNormalization):
             continue
         kernel, bias = (np.asarray(each, np.float64) for each in layer.get_weights())
-        if isinstance(after, BatchNormalization):
+        if isinstance(after, layers.BatchNormalization):
             gamma, beta, mean, variance = (np.float64(each) for each in after.get_weights())
             factor = gamma / np.sqrt(variance + after.epsilon)
             transposed = isinstance(layer, layers.Conv2DTranspose)  # (rows, cols, out, in)
