@@ -163,6 +163,7 @@ class Augment:
     cast: Factors  # For red, green and blue, each on its own
     paste: Annotated[float, Field(ge=0)]  # Cells pasted into a smear, over those it has
     through: Shares  # Of a covered cell's absorption that shows
+    drawn: Area  # White cells drawn into a smear
 
 
 @section
@@ -193,7 +194,7 @@ def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
     return epochs
 
 
-AUGMENTS = ("as_paper", "best", "crowded", "mild")
+AUGMENTS = ("as_paper", "best", "crowded", "mild", "whites")
 
 
 @section

@@ -1,4 +1,4 @@
-"""The eight steps: paired, seeded, and each geometric one undone; pasted cells and their truth."""
+"""The eight steps: paired, seeded, and each geometric one undone; pasted and drawn cells and their truth."""
 
 from dataclasses import replace
 from itertools import islice
@@ -16,6 +16,7 @@ from bloodcount.augment import (
     chips,
     cut,
     draw_chip,
+    draw_white_cells,
     field,
     lower_quality,
     paste_cells,
@@ -43,6 +44,7 @@ STILL = Augment(
     cast=(1, 1),
     paste=0,
     through=(0, 0),
+    drawn=0,
 )
 PAPER = replace(
     STILL,
@@ -288,3 +290,35 @@ def test_no_lone_cell_no_paste():
     assert len(paste_cells(pair, 3, np.random.default_rng(0)).polygons["rbc"]) == 2
     blank = synthetic_smear(2, (128, 160), rbc=0, wbc=0, plt=0)
     assert not paste_cells(blank, 3, np.random.default_rng(0)).masks["rbc"].any()
+
+
+@pytest.mark.parametrize("look", ["grey", "olive", "cream", "pale"])
+def test_drawn_white_cells_and_their_truth(look):
+    smear = synthetic_smear(7, (480, 640), rbc=20, wbc=1, plt=2, look=look)
+    after = draw_white_cells(smear, 5, np.random.default_rng(1))
+    new = after.masks["wbc"] & ~smear.masks["wbc"]
+    assert after.masks["wbc"][smear.masks["wbc"]].all() and after.image.dtype == np.uint8
+    assert after.counts == {**smear.counts, "wbc": smear.counts["wbc"] + 5}
+    assert np.array_equal(after.masks["rbc"], smear.masks["rbc"])
+    # Nothing else is touched, and each cell is darker in green than the empty field around it
+    changed = (after.image != smear.image).any(axis=2)
+    reach = cv2.dilate(new.view(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    assert changed[new].mean() > 0.95 and not changed[~reach].any()
+    empty = np.median(smear.image[~np.any(list(smear.masks.values()), axis=0)][:, 1])
+    cells = label(new)
+    assert cells.max() >= 1
+    for number in range(1, cells.max() + 1):
+        green = after.image[cells == number][:, 1]
+        if len(green) > 2000:  # Nuclei and cytoplasm
+            assert np.percentile(green, 5) < 0.5 * empty and np.median(green) < 0.95 * empty
+    again = draw_white_cells(smear, 5, np.random.default_rng(1))
+    assert np.array_equal(again.image, after.image)
+    none = draw_white_cells(smear, 0, np.random.default_rng(1))
+    assert np.array_equal(none.image, smear.image) and none.counts == smear.counts
+
+
+def test_no_room_no_drawn_cell():
+    smear = synthetic_smear(2, (128, 160), rbc=0, wbc=0, plt=0)
+    full = replace(smear, masks={**smear.masks, "wbc": np.ones((128, 160), bool)})
+    after = draw_white_cells(full, 3, np.random.default_rng(0))
+    assert np.array_equal(after.image, full.image) and after.counts == full.counts

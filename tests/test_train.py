@@ -299,6 +299,28 @@ def test_cells_are_pasted_where_edges_are_learnt(folder, monkeypatch, cell, reci
         assert pasted.count(stage) == (2 * len(source.learnt) if stage in stages else 0)
 
 
+@pytest.mark.parametrize(
+    ("cell", "recipe", "drawn_into"),
+    [("wbc", "refined", 1), ("wbc", "best", 0), ("plt", "refined", 0)],
+)
+def test_white_cells_are_drawn_anew_each_epoch(folder, monkeypatch, cell, recipe, drawn_into):
+    images = []
+
+    def draw(smear, number, rng):
+        assert number == at.chosen[1].drawn > 0 and smear.name in source.learnt
+        images.append(real(smear, number, rng).image)
+        return real(smear, 1, rng)
+
+    real = module.draw_white_cells
+    monkeypatch.setattr(module, "draw_white_cells", draw)
+    at = training(folder, "runs", cell, recipe=recipe)
+    source = Source(at, 0)
+    list(islice(source.batches(0), 2 * at.chosen[0].steps))
+    source.validation()
+    assert len(source.learnt) <= module.DRAWN_INTO and len(images) == 2 * drawn_into
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
 def test_validation_is_the_same_for_every_epoch_and_unchanged(folder):
     at = training(folder, "runs")
     (image, truth), (again, _) = Source(at, 0).validation(), Source(at, 0).validation()
