@@ -574,6 +574,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.train.Source': ('train.html#source', 'bloodcount/train.py'),
                                   'bloodcount.train.Source.__init__': ('train.html#source.__init__', 'bloodcount/train.py'),
                                   'bloodcount.train.Source._arrays': ('train.html#source._arrays', 'bloodcount/train.py'),
+                                  'bloodcount.train.Source._draws': ('train.html#source._draws', 'bloodcount/train.py'),
                                   'bloodcount.train.Source._field': ('train.html#source._field', 'bloodcount/train.py'),
                                   'bloodcount.train.Source._fields': ('train.html#source._fields', 'bloodcount/train.py'),
                                   'bloodcount.train.Source._with_drawn_cells': ( 'train.html#source._with_drawn_cells',

@@ -166,9 +166,13 @@ class Source:
         smear = zoomed(dataclasses.replace(smear, image=image), self.recipe.zoom)
         return field(smear, self.training.cell)
 
+    @property
+    def _draws(self) -> bool:
+        return self.augment.drawn > 0 and self.training.cell == "wbc"
+
     def _fields(self, epoch: int) -> list[Field]:
         "The images of an epoch, with cells pasted or drawn into them if the recipe says so."
-        if self.augment.drawn and self.training.cell == "wbc":
+        if self._draws:
             return self._with_drawn_cells(np.random.default_rng([self.training.seed, epoch]))
         pasted = []
         for i, smear in enumerate(self.smears):
@@ -211,11 +215,12 @@ class Source:
                     )  # Keras takes no dictionary where there is one output
 
     def validation(self) -> tuple:
-        "Unchanged chips of the images that are not learnt from, the same at every epoch."
-        fields = [
-            self._field(read_smear(self.training.data, name, (self.training.cell,)))
-            for name in self.judged
-        ]
+        "Chips of the images that are not learnt from, unchanged but for drawn cells; the same at every epoch."
+        cell, rng = self.training.cell, np.random.default_rng(0)
+        smears = [read_smear(self.training.data, name, (cell,)) for name in self.judged]
+        if self._draws:
+            smears = [draw_white_cells(smear, self.augment.drawn, rng) for smear in smears]
+        fields = [self._field(smear) for smear in smears]
         still = dataclasses.replace(
             self.augment,
             border="mirror",

@@ -304,11 +304,11 @@ def test_cells_are_pasted_where_edges_are_learnt(folder, monkeypatch, cell, reci
     [("wbc", "refined", 1), ("wbc", "best", 0), ("plt", "refined", 0)],
 )
 def test_white_cells_are_drawn_anew_each_epoch(folder, monkeypatch, cell, recipe, drawn_into):
-    images = []
+    images = {True: [], False: []}  # Of those that are learnt, of those that judge
 
     def draw(smear, number, rng):
-        assert number == at.chosen[1].drawn > 0 and smear.name in source.learnt
-        images.append(real(smear, number, rng).image)
+        assert number == at.chosen[1].drawn > 0
+        images[smear.name in source.learnt].append(real(smear, number, rng).image)
         return real(smear, 1, rng)
 
     real = module.draw_white_cells
@@ -316,9 +316,12 @@ def test_white_cells_are_drawn_anew_each_epoch(folder, monkeypatch, cell, recipe
     at = training(folder, "runs", cell, recipe=recipe)
     source = Source(at, 0)
     list(islice(source.batches(0), 2 * at.chosen[0].steps))
-    source.validation()
-    assert len(source.learnt) <= module.DRAWN_INTO and len(images) == 2 * drawn_into
-    assert len({image.tobytes() for image in images}) == len(images)
+    for _ in range(2):
+        source.validation()
+    assert len(source.learnt) <= module.DRAWN_INTO and len(images[True]) == 2 * drawn_into
+    assert len({image.tobytes() for image in images[True]}) == 2 * drawn_into
+    judged = {image.tobytes() for image in images[False]}
+    assert len(judged) == drawn_into * len(source.judged) == len(images[False]) / 2
 
 
 def test_validation_is_the_same_for_every_epoch_and_unchanged(folder):
