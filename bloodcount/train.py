@@ -235,9 +235,7 @@ class Source:
 
 FACTORS = ("scale", "quality", "luminosity", "hue", "saturation", "value", "gamma", "cast")
 VALIDATION_CHIPS = 64
-DRAWN_INTO = (
-    3  # Of so many images, one an epoch gets drawn cells: drawing takes a third of a second
-)
+DRAWN_INTO = 3  # One image of so many, each epoch: drawing takes a third of a second
 
 # %% ../nbs/05_train.ipynb #c53f9dec
 def build(training: Training) -> keras.Model:
