@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUNTERS', 'Cells', 'cells_from_discs', 'cells_from_labels', 'components', 'look_at', 'ccl', 'distance', 'peaks',
-           'edt', 'basins', 'watershed', 'cht', 'count']
+           'edt', 'basins', 'unmarked', 'watershed', 'cht', 'count']
 
 # %% ../nbs/07_count.ipynb #d33cbc86
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
+from scipy.ndimage import maximum_position
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed as flood
 
@@ -165,6 +166,18 @@ def basins(
     return alone[parts] + flood(-height, seeds, mask=(held > 1)[parts])
 
 # %% ../nbs/07_count.ipynb #ee475160
+def unmarked(
+    height: np.ndarray,  # (H, W) float32
+    markers: np.ndarray,  # (n, 2) int, row and col
+    mask: np.ndarray,  # (H, W) bool
+) -> np.ndarray:  # (m, 2) int, row and col
+    "The highest point of each part of a mask in which no marker lies."
+    parts = components(mask)
+    without = np.setdiff1d(np.arange(1, parts.max(initial=0) + 1), parts[tuple(markers.T)])
+    found = maximum_position(height, parts, without) if len(without) else []
+    return np.array(found, int).reshape(-1, 2)
+
+
 def watershed(
     maps: Maps,
     threshold: Thresholds,
@@ -177,6 +190,8 @@ def watershed(
         height = cv2.GaussianBlur(height, (0, 0), settings.smooth)
     markers = peaks(height, settings.min_distance, settings.min_height)
     everywhere = look_at(maps, threshold, "mask", settings.min_area)
+    if settings.at_least_one:
+        markers = np.concatenate([markers, unmarked(height, markers, everywhere)])
     return cells_from_labels(basins(height, markers, everywhere))
 
 # %% ../nbs/07_count.ipynb #73dc4392

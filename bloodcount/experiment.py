@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRUTHS', 'SEGNET_MASKS', 'TABLES', 'SEGNET_TABLES', 'PIXEL_TABLE', 'sample_data', 'run_data', 'Run', 'settings_for',
-           'start', 'progress', 'groups', 'Scores', 'views', 'score_smear', 'score', 'counted_images', 'maps_folder',
-           'has_masks', 'maps_of', 'contenders', 'score_network', 'score_truth', 'published', 'with_paper',
-           'count_results', 'instance_results', 'table_ii', 'pixel_results', 'network_results', 'segnet_counts',
-           'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth', 'benchmark_image',
-           'pipeline']
+           'start', 'progress', 'two_at_a_time', 'groups', 'Scores', 'views', 'score_smear', 'score', 'counted_images',
+           'maps_folder', 'has_masks', 'maps_of', 'contenders', 'score_network', 'score_truth', 'published',
+           'with_paper', 'count_results', 'instance_results', 'table_ii', 'pixel_results', 'network_results',
+           'segnet_counts', 'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth',
+           'benchmark_image', 'pipeline']
 
 # %% ../nbs/10_experiment.ipynb #c33e770f
 import dataclasses
@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -154,13 +155,22 @@ def start(
 
 
 def progress(
-    items: Sequence,
+    items: Iterable,
     about: str,
+    total: int | None = None,  # How many items, where they do not say so themselves
 ) -> Iterable:
     "Go through items with a bar: on the runner's screen if there is a runner, else here."
     screen = os.environ.get("BLOODCOUNT_PROGRESS")
     file = open(screen, "a", encoding="utf-8") if screen else sys.stderr  # noqa: SIM115
-    return tqdm(items, desc=about, file=file, unit="image", dynamic_ncols=False, ncols=90)
+    return tqdm(
+        items, desc=about, total=total, file=file, unit="image", dynamic_ncols=False, ncols=90
+    )
+
+
+def two_at_a_time(make: Callable, items: Sequence, about: str) -> list:
+    "What becomes of each item, in order: one is counted while the network maps the next."
+    with ThreadPoolExecutor(2) as pool:
+        return list(progress(pool.map(make, items), about, len(items)))
 
 # %% ../nbs/10_experiment.ipynb #9ff447ab
 TRUTHS = {"rbc": ("rbc_count",), "wbc": ("wbc_count",), "plt": ("plt_count", "plt_mask_components")}
@@ -262,8 +272,8 @@ def score(
     "Score images, those that are already scored from what was kept."
     made_by = computed_by("data", "segment", "count", "evaluate", "experiment")
     depends = digest(_settings_of(run.settings, cell), run.data.fingerprint, made_by)
-    parts = {"counts": [], "matches": [], "pixels": []}
-    for name in progress(list(images), about or cell):
+
+    def scored(name: str) -> dict[str, list[dict]]:
         smear = read_smear(run.data, name, (cell,))
         kept = (
             run.settings.paths.runs
@@ -272,9 +282,12 @@ def score(
             / f"{digest(name, name_of(smear), depends)}.json"
         )
         if not kept.exists():
-            rows = score_smear(smear, cell, maps_of(smear), run.settings)
-            write_text(kept, json.dumps(rows))
-        for part, rows in json.loads(kept.read_text()).items():
+            write_text(kept, json.dumps(score_smear(smear, cell, maps_of(smear), run.settings)))
+        return json.loads(kept.read_text())
+
+    parts = {"counts": [], "matches": [], "pixels": []}
+    for image in two_at_a_time(scored, list(images), about or cell):
+        for part, rows in image.items():
             parts[part] += rows
     return Scores(
         **{
@@ -586,28 +599,31 @@ def sweep_threshold(
         {name for part in groups(run.data, truth).values() for name in part}
         & set(names(run.data, "rbc", having=["count"]))
     )
-    counts, matches = {v: [] for v in values}, {v: [] for v in values}
-    for name in progress(images, f"{cell}, thresholds"):
+
+    def at_every_value(name: str) -> list[dict[str, list[dict]]]:
         smear = read_smear(run.data, name, (cell,))
-        maps = network(smear)
+        maps, rows = network(smear), []
         for value in values:
             cut_at = dataclasses.replace(run.settings.threshold[cell], **{which: value})
             settings = dataclasses.replace(
                 run.settings, threshold=run.settings.threshold | {cell: cut_at}
             )
-            scored = score_smear(smear, cell, maps, settings, [(cell, method)])
-            counts[value] += scored["counts"]
-            matches[value] += scored["matches"]
-    frames = []
-    for value in values:
-        who, none = (run.model, run.owner, table), None if matches[value] else _KEYS["matches"]
-        frame = count_results(run, pd.DataFrame(counts[value]), truth, *who)
-        frame = pd.concat(
-            [frame, instance_results(run, pd.DataFrame(matches[value], columns=none), truth, *who)]
+            rows.append(score_smear(smear, cell, maps, settings, [(cell, method)]))
+        return rows
+
+    scored = two_at_a_time(at_every_value, images, f"{cell}, thresholds")
+    frames, who = [], (run.model, run.owner, table)
+    for value, of_value in zip(values, zip(*scored)):
+        counts, matches = (
+            pd.DataFrame([row for image in of_value for row in image[part]])
+            for part in ("counts", "matches")
         )
+        frame = count_results(run, counts, truth, *who)
+        if len(matches):
+            frame = pd.concat([frame, instance_results(run, matches, truth, *who)])
         frame = frame[frame["quantity"].isin(["count_accuracy", "f1_50"])]
         frames.append(frame.assign(quantity=frame["quantity"] + f"_at_{value}", paper=float("nan")))
-    return pd.concat(frames)
+    return pd.concat(frames) if frames else pd.DataFrame(columns=RESULTS)
 
 
 def counts_with_truth(

@@ -440,7 +440,7 @@ def _about(series: Series) -> str:
 
 # %% ../nbs/10_paper.ipynb #747595de
 # On 2 cores, measured: to start a notebook, and all notebooks for one megapixel of one cell type by one network.
-SECONDS_PER_NOTEBOOK, SECONDS_PER_MEGAPIXEL = 10, 2.9
+SECONDS_PER_NOTEBOOK, SECONDS_PER_MEGAPIXEL = 10, 2.6
 
 
 def expected_minutes(series: Series) -> float:

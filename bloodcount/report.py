@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CELL_TITLES', 'NETWORK_TITLES', 'METHOD_TITLES', 'COLOURS', 'CELL_COLOURS', 'LINE_COLOURS', 'MARKERS', 'WIDTH',
-           'STYLE', 'RESULTS', 'COUNTING', 'number', 'value_of', 'network_title', 'images_title', 'counting_table',
-           'agreement_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table', 'latex_text',
-           'latex_table', 'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure', 'agreement_figure',
-           'Pipeline', 'pipelines_figure', 'busiest', 'learning_curve', 'curve_figure', 'html_table', 'html_page']
+           'STYLE', 'RESULTS', 'COUNTING', 'number', 'value_of', 'network_title', 'method_title', 'images_title',
+           'counting_table', 'agreement_table', 'cells_table', 'pixel_table', 'threshold_table', 'ceiling_table',
+           'latex_text', 'latex_table', 'write_table', 'write_figure', 'overlay', 'annotation', 'smears_figure',
+           'agreement_figure', 'Pipeline', 'pipelines_figure', 'busiest', 'learning_curve', 'curve_figure',
+           'html_table', 'html_page']
 
 # %% ../nbs/09_report.ipynb #48d9cd8b
 import base64
@@ -112,17 +113,22 @@ def _with_interval(part: pd.DataFrame, images: str) -> str:
 
 def network_title(model: str, weights: str) -> str:
     "A network and whose weights, or the recipe of a trained model, as tables say it."
-    owner = {"authors": "authors' ", "bloodcount": "our ", "none": ""}.get(weights, f"{weights} ")
-    return owner + NETWORK_TITLES[model]
+    owners = {"authors": "authors' ", "bloodcount": "our ", "none": ""}
+    recipe = "" if weights in owners else f", recipe {weights}"
+    return owners.get(weights, "") + NETWORK_TITLES[model] + recipe
+
+
+def method_title(cell: str, method: str) -> str:
+    "A method and what it looks at, as tables say it."
+    return METHOD_TITLES[method] + (" on the mask" if cell.endswith("_mask") else "")
 
 
 def _counted_by(key: tuple[str, str, str, str]) -> dict[str, str]:
     "The first two columns of a counting table, from model, weights, cell and method."
     model, weights, cell, method = key
-    view = " on the mask" if cell.endswith("_mask") else ""
     return {
         "segmented by": network_title(model, weights),
-        "counted by": METHOD_TITLES[method] + view,
+        "counted by": method_title(cell, method),
     }
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import itertools
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -216,7 +217,7 @@ class Recipe:
 
 
 RECIPES = {
-    "rbc": ("model_a", "model_b", "as_paper", "best", "refined"),
+    "rbc": ("model_a", "model_b", "as_paper", "best", "half", "refined"),
     "wbc": ("as_paper", "best", "refined"),
     "plt": ("as_paper", "best", "refined"),
 }
@@ -259,6 +260,7 @@ class Watershed:
     min_distance: Pixels  # Between two markers, px
     min_height: Annotated[float, Field(ge=0)]  # Markers lie farther from the background, px
     smooth: Annotated[float, Field(ge=0)]  # Sigma of the Gaussian over the distances, px
+    at_least_one: bool  # A part of the mask without a marker is a cell too
 
 
 @section
@@ -447,12 +449,17 @@ def digest(
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
+# Two threads at once confuse the parser: "AST constructor recursion depth mismatch" (python/cpython#106905).
+_PARSING = threading.Lock()
+
+
 def code_digest(
     *modules: str,  # Names of bloodcount's modules; all of them if none is named
 ) -> str:  # 12 hexadecimal digits
     "A short name for the code of some modules, comments and docstrings aside: what it computed is stale when it changes."
     paths = [_package / f"{m}.py" for m in modules] if modules else sorted(_package.glob("*.py"))
-    return digest(*(_statements(path.read_text(encoding="utf-8")) for path in paths))
+    with _PARSING:
+        return digest(*(_statements(path.read_text(encoding="utf-8")) for path in paths))
 
 
 def _statements(source: str) -> str:

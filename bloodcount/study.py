@@ -6,19 +6,19 @@
 __all__ = ['STUDIED', 'MAIN_TRUTH', 'TRUTH_TITLES', 'HELD_OUT', 'AGREEMENT', 'RELATED', 'QUOTED_METHODS', 'BASELINE_PIXELS',
            'BASELINE_COUNTS', 'CEILINGS', 'OVERLAP', 'CONTACTS', 'NEIGHBOURS', 'COLOUR', 'SHIFTS', 'WINDOW',
            'MAGNIFICATION', 'SCALES', 'WAYS', 'ERRATA', 'COMBINING', 'COMBINATIONS', 'ALONE', 'COMBINATION_TITLES',
-           'kept_rows', 'long_form', 'tagged', 'method_title', 'nothing_to_draw', 'every_count', 'difference_interval',
-           'held_out', 'held_out_table', 'own_rows', 'best_on_training', 'best_counts', 'agreement_results',
-           'agreement_by_cell', 'bland_altman_figure', 'related_table', 'truth_of', 'all_background',
-           'printed_accuracy', 'pixel_baselines', 'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas',
-           'true_areas', 'counted_by_area', 'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table',
-           'error_parts', 'contacts', 'which_found', 'contact_class', 'overlap_rows', 'found_by_contact',
-           'overlap_results', 'overlap_table', 'contact_counts', 'overlap_figure', 'shifted', 'middle', 'mappers',
-           'colour_counts', 'counted', 'drifts', 'colour_results', 'colour_table', 'colour_figure', 'cell_radius',
-           'known_radius', 'outline_radii', 'other_magnifications', 'scaled', 'magnified_rows', 'magnification_counts',
-           'magnification_results', 'magnification_table', 'magnification_figure', 'claims', 'same_pictures',
-           'component_counts', 'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table',
-           'platelet_table', 'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images',
-           'combined_scores', 'combining_results', 'combining_table']
+           'kept_rows', 'long_form', 'tagged', 'nothing_to_draw', 'every_count', 'difference_interval', 'held_out',
+           'held_out_table', 'own_rows', 'best_on_training', 'best_counts', 'agreement_results', 'agreement_by_cell',
+           'bland_altman_figure', 'related_table', 'truth_of', 'all_background', 'printed_accuracy', 'pixel_baselines',
+           'pixel_baseline_table', 'best_constant', 'cell_area', 'mask_areas', 'true_areas', 'counted_by_area',
+           'by_constant', 'best_of_paper', 'count_baselines', 'count_baseline_table', 'error_parts', 'contacts',
+           'which_found', 'contact_class', 'overlap_rows', 'found_by_contact', 'overlap_results', 'overlap_table',
+           'contact_counts', 'overlap_figure', 'shifted', 'middle', 'mappers', 'colour_counts', 'counted', 'drifts',
+           'colour_results', 'colour_table', 'colour_figure', 'cell_radius', 'known_radius', 'outline_radii',
+           'other_magnifications', 'scaled', 'magnified_rows', 'magnification_counts', 'magnification_results',
+           'magnification_table', 'magnification_figure', 'claims', 'same_pictures', 'component_counts',
+           'annotated_twice', 'facts', 'errata_results', 'errata_table', 'silence_table', 'platelet_table',
+           'twice_table', 'average', 'widened', 'times_rest', 'other_network', 'combined_images', 'combined_scores',
+           'combining_results', 'combining_table']
 
 # %% ../nbs/10_study.ipynb #0cb3285f
 import dataclasses
@@ -65,6 +65,7 @@ from bloodcount.experiment import (
     score_network,
     segnet_counts,
     tile_results,
+    two_at_a_time,
     views,
     with_paper,
 )
@@ -79,6 +80,7 @@ from bloodcount.report import (
     WIDTH,
     agreement_table,
     curve_figure,
+    method_title,
     network_title,
     number,
     value_of,
@@ -135,11 +137,6 @@ TRUTH_TITLES = {
     "plt_count": "platelets, published counts",
     "plt_mask_components": "platelets, components",
 }
-
-
-def method_title(cell: str, method: str) -> str:
-    "A method and what it looks at, as tables say it."
-    return METHOD_TITLES[method] + (" on the mask" if cell.endswith("_mask") else "")
 
 
 def nothing_to_draw(title: str) -> Figure:
@@ -870,18 +867,16 @@ def found_by_contact(
     for each in contenders(run, "rbc"):
         maps, name_of = maps_of(each, "rbc")
         outlined = names(run.data, "rbc", having=["polygons"])
-        for name in progress(outlined, f"overlap, {each.model} {each.owner}"):
+
+        def found(name: str, each: Run = each, maps=maps, name_of=name_of) -> pd.DataFrame:
             smear = read_smear(run.data, name, ("rbc",))
             counters = {view: each.settings.count[view] for view, _ in views(each.settings, "rbc")}
             about = (name, name_of(smear), each.settings.threshold["rbc"], counters)
-            rows = kept_rows(
-                run,
-                "overlap",
-                about,
-                lambda smear=smear, each=each, maps=maps: overlap_rows(smear, maps(smear), each),
-            )
+            rows = kept_rows(run, "overlap", about, lambda: overlap_rows(smear, maps(smear), each))
             who = {"model": each.model, "weights": each.owner, "side": smear.splits.get("rbc", "")}
-            frames.append(pd.DataFrame(rows).assign(**who))
+            return pd.DataFrame(rows).assign(**who)
+
+        frames += two_at_a_time(found, outlined, f"overlap, {each.model} {each.owner}")
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -1046,18 +1041,21 @@ def colour_counts(
 ) -> pd.DataFrame:  # image, kind, level, predicted; kind "none" is the image as it is
     "The count of the middle of the benchmark's test images, by the method that the cell type is counted by."
     images = names(run.data, "rbc", "test", ["count"])
-    method, rows = getattr(run.settings.method, cell), []
+    method = getattr(run.settings.method, cell)
     segmenter = load_segmenter(cell, run.settings, run.weights) if images else None
     changes = [
         ("none", 0.0),
         *((kind, level) for kind, levels in SHIFTS.items() for level in levels),
     ]
-    for name in progress(images, f"{cell}, colours, {run.owner}"):
-        image = middle(read_smear(run.data, name, ()).image, WINDOW)
-        for kind, level in changes:
-            seen = image if kind == "none" else shifted(image, kind, level)
-            found = counted(run, seen, segmenter, cell, method)
-            rows.append({"image": name, "kind": kind, "level": float(level), "predicted": found})
+    pictures = {name: middle(read_smear(run.data, name, ()).image, WINDOW) for name in images}
+
+    def row(of: tuple[str, str, float]) -> tuple[str, str, float, int]:
+        name, kind, level = of
+        seen = pictures[name] if kind == "none" else shifted(pictures[name], kind, level)
+        return *of, counted(run, seen, segmenter, cell, method)
+
+    every = [(name, kind, float(level)) for name in images for kind, level in changes]
+    rows = two_at_a_time(row, every, f"{cell}, colours, {run.owner}")
     return pd.DataFrame(rows, columns=["image", "kind", "level", "predicted"])
 
 
@@ -1179,7 +1177,7 @@ def colour_figure(
 
 # %% ../nbs/10_study.ipynb #27a63d1a
 MAGNIFICATION = "M1"
-SCALES = (0.5, 0.7, 1.0, 1.4, 2.0)
+SCALES = (0.5, 0.7, 1.0, 1.4)
 
 
 def cell_radius(
@@ -1303,16 +1301,17 @@ def magnification_counts(
     run: Run,
 ) -> pd.DataFrame:  # image, scale, method, way, predicted, radius
     "Red cells of the benchmark's test images at every scale, and of the images of another magnification as they are."
-    known, segmenter, rows = known_radius(run), None, []
+    known = known_radius(run)
     methods = list(dict.fromkeys((run.settings.method.rbc, "cht")))
     images = [
         (name, scale) for name in names(run.data, "rbc", "test", ["count"]) for scale in SCALES
     ]
     images += [(name, 1.0) for name in other_magnifications(run)]
-    for name, scale in progress(
-        images if np.isfinite(known) else [], f"magnification, {run.owner}"
-    ):
-        segmenter = segmenter or load_segmenter("rbc", run.settings, run.weights)
+    images = images if np.isfinite(known) else []
+    segmenter = load_segmenter("rbc", run.settings, run.weights) if images else None
+
+    def rows_of(magnified: tuple[str, float]) -> list[dict]:
+        name, scale = magnified
         image = resized(read_smear(run.data, name, ()).image, scale)
         about = (
             maps_name(image, segmenter),
@@ -1325,11 +1324,11 @@ def magnification_counts(
             run,
             "magnification",
             about,
-            lambda image=image, segmenter=segmenter: magnified_rows(
-                run, image, segmenter, known, methods
-            ),
+            lambda: magnified_rows(run, image, segmenter, known, methods),
         )
-        rows += [{"image": name, "scale": scale} | row for row in made]
+        return [{"image": name, "scale": scale} | row for row in made]
+
+    rows = sum(two_at_a_time(rows_of, images, f"magnification, {run.owner}"), [])
     return pd.DataFrame(rows, columns=["image", "scale", "method", "way", "predicted", "radius"])
 
 

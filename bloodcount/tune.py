@@ -39,7 +39,7 @@ CANDIDATES: dict[str, dict[str, Sequence]] = {  # By cell type
         "radius": ((24, 56), (29, 56), (29, 70), (29, 85)),
     },
     "wbc": {
-        "mask": _CUTS, "min_area": (400, 800, 1400, 2000, 3000), "min_distance": (30, 40, 50, 60, 70),
+        "mask": _CUTS, "min_area": (400, 800, 1400, 2000, 3000, 4000, 5000, 6000), "min_distance": (30, 40, 50, 60, 70),
         "min_height": (9, 12, 15, 18, 21, 24, 27, 30, 33), "smooth": (0, 2, 4, 6), "canny": (40, 62, 70, 100), "votes": (8, 10, 12, 16, 20),
         "radius": ((33, 120), (40, 120), (48, 120)),
     },
@@ -153,9 +153,7 @@ def objective(
 
 # %% ../nbs/10_tune.ipynb #8fe0bb22
 def _next_values(now: Any, values: Sequence) -> list[list]:
-    "The candidates above the value of now, and those below it, the nearest first; all others for Otsu's."
-    if now == "otsu":
-        return [[each] for each in values]
+    "The candidates above the value of now, and those below it, the nearest first."
     return [
         sorted(v for v in values if v > now),
         sorted((v for v in values if v < now), reverse=True),
@@ -180,8 +178,10 @@ def search(
                 continue
             if name == "min_area" and parameters.source == "edge":
                 continue
-            for direction in _next_values(
-                getattr(thresholds if of_cut else parameters, name), values
+            now = getattr(thresholds if of_cut else parameters, name)
+            # Between two good cuts may lie worse ones
+            for direction in (
+                [[v] for v in values if v != now] if of_cut else _next_values(now, values)
             ):
                 for value in direction:
                     tried = dataclasses.replace(

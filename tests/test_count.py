@@ -37,14 +37,18 @@ ON_MASK = {
         source="mask", min_area=200, dp=1, min_distance=30, radius=(20, 50), canny=28, votes=8
     ),
     "ccl": CCL(source="mask", min_area=200),
-    "watershed": Watershed(source="mask", min_area=200, min_distance=20, min_height=6, smooth=1),
+    "watershed": Watershed(
+        source="mask", min_area=200, min_distance=20, min_height=6, smooth=1, at_least_one=False
+    ),
     "edt": EDT(source="mask", min_area=200, min_distance=20, min_height=6, exclude_border=False),
 }
 # Of anything, a pixel too.
 SMALLEST = {
     "cht": CHT(source="mask", min_area=0, dp=1, min_distance=1, radius=(1, 9), canny=1, votes=1),
     "ccl": CCL(source="mask", min_area=0),
-    "watershed": Watershed(source="mask", min_area=0, min_distance=1, min_height=0, smooth=0),
+    "watershed": Watershed(
+        source="mask", min_area=0, min_distance=1, min_height=0, smooth=0, at_least_one=False
+    ),
     "edt": EDT(source="mask", min_area=0, min_distance=1, min_height=0, exclude_border=False),
 }
 
@@ -322,10 +326,29 @@ def test_an_edge_takes_cells_apart():
     lens = dataclasses.replace(inside, min_area=0)
     assert len(ccl(maps, HALF, lens)) > 2, "what both cells cover is a piece of its own"
     markers = Watershed(
-        source="mask_minus_edge", min_area=200, min_distance=20, min_height=10, smooth=1
+        source="mask_minus_edge",
+        min_area=200,
+        min_distance=20,
+        min_height=10,
+        smooth=1,
+        at_least_one=False,
     )
     parted = watershed(maps, HALF, markers)
     assert len(parted) == 2 and np.array_equal(parted.labels > 0, mask)
+
+
+def test_a_part_without_a_peak_is_a_cell_if_it_is_large_enough():
+    thin = discs((120, 170), (60, 58, 36))
+    thin[4:12, 10:160] = 1  # 4 px from the background at most; 1200 px in area
+    thin[104:108, 100:104] = 1
+    settings = dataclasses.replace(ON_MASK["watershed"], min_height=10)
+    assert len(watershed(Maps(thin.astype(np.float32)), HALF, settings)) == 1
+    settings = dataclasses.replace(settings, at_least_one=True)
+    parted = watershed(Maps(thin.astype(np.float32)), HALF, settings)
+    assert len(parted) == 2 and parted.area.min() == 1200 and len(np.unique(parted.labels)) == 3
+    settings = dataclasses.replace(settings, source="mask_minus_edge")
+    eaten = Maps(thin.astype(np.float32), np.ones(thin.shape, np.float32))
+    assert len(watershed(eaten, HALF, settings)) == 2, "a cell that is all edge is one still"
 
 
 def test_an_edge_is_needed_where_it_is_the_source():

@@ -2,7 +2,10 @@
 
 import configparser
 import dataclasses
+import gc
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,7 @@ def test_what_is_wrong_for_one_profile_stops_all(ini, refused, profile, section,
         ("count.wbc.ccl", "min_area", ["-1", "1e3.5"]),
         ("count.plt.watershed", "smooth", ["-0.1", "nan"]),
         ("count.plt.watershed", "min_height", ["-1", "inf"]),
+        ("count.plt.watershed", "at_least_one", ["perhaps", "2"]),
         ("count.plt.edt", "exclude_border", ["perhaps", "2"]),
         ("method", "rbc", ["CHT", "hough"]),
         ("evaluate", "bootstrap", ["0"]),
@@ -328,3 +332,15 @@ def test_digest_depends_on_order_and_code():
     assert digest(1, 2) != digest(2, 1) and digest("1") != digest(1)
     assert code_digest("errors", "files") != code_digest("files", "errors")
     assert len({code_digest(), code_digest("errors"), code_digest("settings")}) == 3
+
+
+def test_code_is_named_by_two_threads_at_once():
+    def let_others_run(*_):
+        time.sleep(1e-6)
+
+    gc.callbacks.append(let_others_run)  # Between the nodes of a tree, where the parser is confused
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert len(set(pool.map(lambda _: code_digest("report"), range(4)))) == 1
+    finally:
+        gc.callbacks.remove(let_others_run)

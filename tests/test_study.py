@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,7 @@ from scipy import sparse
 from bloodcount import experiment, study
 from bloodcount.count import COUNTERS, count
 from bloodcount.data import DataSet, read_smear
-from bloodcount.errors import SettingsError
+from bloodcount.errors import InputError, SettingsError
 from bloodcount.evaluate import count_accuracy, instances_from_polygons, matching
 from bloodcount.segment import Maps, load_segmenter, truth_maps
 from bloodcount.settings import PROJECT, Thresholds, load_settings
@@ -316,3 +318,28 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
 def test_the_table_of_combinations_has_a_title_for_each():
     assert set(study.COMBINATION_TITLES) == set(study.COMBINATIONS) >= set(study.ALONE)
     assert set(COUNTERS) >= {"cht"} and Path(PROJECT / "data" / "paper" / "claims.csv").exists()
+
+
+def test_images_are_taken_two_at_a_time_in_order_until_one_fails(monkeypatch, tmp_path):
+    monkeypatch.setenv("BLOODCOUNT_PROGRESS", str(tmp_path / "bar"))
+    both, seen = threading.Barrier(2, timeout=20), []
+
+    def make(number):
+        seen.append(number)
+        both.wait()  # Passed only where two are under way
+        time.sleep(0.2 * (number % 2 == 0))
+        return 10 * number
+
+    assert experiment.two_at_a_time(make, range(6), "numbers") == [0, 10, 20, 30, 40, 50]
+    assert sorted(seen) == list(range(6)) and "6/6" in (tmp_path / "bar").read_text()
+
+    def fail(number):
+        seen.append(number)
+        time.sleep(0.1)
+        if number == 1:
+            raise InputError("Im002_1.jpg is torn.")
+
+    seen.clear()
+    with pytest.raises(InputError, match="torn"):
+        experiment.two_at_a_time(fail, range(50), "numbers")
+    assert len(seen) < 10, "the others are not begun"
