@@ -6,9 +6,9 @@
 __all__ = ['TRUTHS', 'SEGNET_MASKS', 'TABLES', 'SEGNET_TABLES', 'PIXEL_TABLE', 'sample_data', 'run_data', 'Run', 'settings_for',
            'start', 'progress', 'two_at_a_time', 'groups', 'Scores', 'views', 'score_smear', 'score', 'counted_images',
            'maps_folder', 'has_masks', 'maps_of', 'contenders', 'score_network', 'score_truth', 'published',
-           'with_paper', 'count_results', 'instance_results', 'table_ii', 'pixel_results', 'network_results',
-           'segnet_counts', 'segnet_results', 'tile_results', 'write_results', 'sweep_threshold', 'counts_with_truth',
-           'benchmark_image', 'pipeline']
+           'with_paper', 'count_results', 'instance_results', 'table_ii', 'pooled_dice', 'pixel_results',
+           'network_results', 'segnet_counts', 'segnet_results', 'tile_results', 'write_results', 'sweep_threshold',
+           'counts_with_truth', 'benchmark_image', 'pipeline']
 
 # %% ../nbs/10_experiment.ipynb #c33e770f
 import dataclasses
@@ -482,20 +482,33 @@ def table_ii(quantity: str) -> str:
     return own.get(quantity, quantity)
 
 
+def pooled_dice(
+    scores: pd.DataFrame,  # One row per image, columns accuracy, recall, all_background_accuracy
+    sizes: pd.Series,  # Pixels of each image
+) -> float:
+    "The Dice at 0.5 of the pixels of all images together, where a large object counts for more than a small one."
+    hits = (scores["recall"] * (1 - scores["all_background_accuracy"]) * sizes).sum()
+    wrong = ((1 - scores["accuracy"]) * sizes).sum()
+    return 2 * hits / (2 * hits + wrong) if hits + wrong else 1.0
+
+
 def pixel_results(
     run: Run,
     pixels: pd.DataFrame,  # Of `Scores`
     cell: str,
     table: str,
 ) -> pd.DataFrame:  # Columns RESULTS
-    "Pixel scores, averaged over the training and the test images; dice is soft, as in Table II."
-    rows = []
+    "Pixel scores, averaged over the training and the test images, and one Dice of all their pixels; dice is soft, as in Table II."
+    rows, sizes = [], run.data.index["height"] * run.data.index["width"]
     for side in ("train", "test"):
         part = pixels[pixels["image"].isin(names(run.data, cell, side))]
-        for (name, quantity), values in part.groupby(["cell", "quantity"], sort=False)["value"]:
-            rows.append(
-                (table, run.model, run.owner, name, "", table_ii(quantity), side, values.mean())
-            )
+        for name, of_map in part.groupby("cell", sort=False):
+            wide = of_map.pivot(index="image", columns="quantity", values="value")
+            means = {table_ii(q): wide[q].mean() for q in of_map["quantity"].unique()}
+            for quantity, value in (
+                means | {"dice_50_pooled": pooled_dice(wide, sizes[wide.index])}
+            ).items():
+                rows.append((table, run.model, run.owner, name, "", quantity, side, value))
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
 

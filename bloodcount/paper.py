@@ -322,6 +322,17 @@ def is_done(series: Series, notebook: str, parameters: dict) -> bool:
     )
 
 
+def _weights() -> dict[str, dict[str, str]]:
+    "SHA-256 of the weights whose maps are scored, by whose they are and cell type."
+    authors = {cell: packaged()[f"weights/{cell}.h5"] for cell in CELLS}
+    homes = {"bloodcount": SHIPPED, "segnet": SEGNET_MASKS}
+    cards = {
+        whose: {cell: read_card(home / cell)["weights_sha256"] for cell in CELLS}
+        for whose, home in homes.items()
+    }
+    return {"authors": authors} | cards
+
+
 def run_notebook(
     series: Series,
     notebook: str,
@@ -347,7 +358,7 @@ def run_notebook(
     provenance = {
         "notebook": notebook, "parameters": parameters, "key": key, "source": source, "commit": made_at,
         "data": {"title": series.data.title, "fingerprint": series.data.fingerprint},
-        "weights": packaged(), **environment(),
+        "weights": _weights(), **environment(),
         "seconds": round(time.perf_counter() - began, 1), "outputs": checksums,
     }  # fmt: skip
     write_text(series.provenance(notebook), json.dumps(provenance, indent=1))

@@ -244,7 +244,8 @@ def pixel_table(
     "Pixel scores of the maps."
     titles = {
         "accuracy": "accuracy", "all_background_accuracy": "all background", "dice": "Dice", "mean_iou": "mean IoU",
-        "tversky": "Tversky", "mse": "MSE", "dice_50": "Dice at 0.5", "iou_50": "IoU at 0.5",
+        "tversky": "Tversky", "mse": "MSE", "dice_50": "Dice at 0.5", "dice_50_pooled": "Dice at 0.5, pooled",
+        "iou_50": "IoU at 0.5",
     }  # fmt: skip
     rows = []
     keys, pixels = (

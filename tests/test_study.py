@@ -16,7 +16,7 @@ from bloodcount import experiment, study
 from bloodcount.count import COUNTERS, count
 from bloodcount.data import DataSet, read_smear
 from bloodcount.errors import InputError, SettingsError
-from bloodcount.evaluate import count_accuracy, instances_from_polygons, matching
+from bloodcount.evaluate import count_accuracy, instances_from_polygons, matching, pixel_scores
 from bloodcount.segment import Maps, load_segmenter, truth_maps
 from bloodcount.settings import PROJECT, Thresholds, load_settings
 from bloodcount.synthetic import synthetic_smear
@@ -304,7 +304,7 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
     assert all(table.empty for table in tables)
     related = study.related_table(run, results)
     quoted = {"the paper", *study.RELATED.values()}
-    assert len(related) == 15 and set(related["work"]) == quoted, "nothing of ours was counted"
+    assert len(related) == 22 and set(related["work"]) == quoted, "nothing of ours was counted"
     assert np.isnan(study.known_radius(run)) and study.other_magnifications(run) == []
     figures = [
         study.overlap_figure(run, none, ""),
@@ -313,6 +313,22 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
         study.bland_altman_figure(own.iloc[:0], ""),
     ]
     assert all("No image here" in figure.texts[0].get_text() for figure in figures)
+
+
+def test_the_pooled_dice_is_that_of_all_pixels_together():
+    rng = np.random.default_rng(5)
+    shapes = {"large": (60, 80), "small": (20, 30), "missed": (30, 30), "empty": (10, 12)}
+    truths = {name: rng.random(shape) < 0.2 for name, shape in shapes.items()}
+    truths["empty"][:] = False
+    found = {name: truth ^ (rng.random(truth.shape) < 0.1) for name, truth in truths.items()}
+    found["missed"][:] = False
+    scores = pd.DataFrame({n: pixel_scores(found[n], truths[n]) for n in shapes}).T
+    sizes = pd.Series({name: truth.size for name, truth in truths.items()})
+    f, t = (np.concatenate([part[n].ravel() for n in shapes]) for part in (found, truths))
+    expected = 2 * (f & t).sum() / (f.sum() + t.sum())
+    assert experiment.pooled_dice(scores, sizes) == pytest.approx(expected)
+    nothing = pd.DataFrame([pixel_scores(np.zeros((4, 4)), np.zeros((4, 4)))])
+    assert experiment.pooled_dice(nothing, pd.Series([16])) == 1
 
 
 def test_the_table_of_combinations_has_a_title_for_each():
