@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from bloodcount.fetch import authors
 from bloodcount.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_sessionstart():
+    "A script's background job ignores SIGINT, and so would all that the tests start and interrupt."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
