@@ -325,12 +325,11 @@ def is_done(series: Series, notebook: str, parameters: dict) -> bool:
 def _weights() -> dict[str, dict[str, str]]:
     "SHA-256 of the weights whose maps are scored, by whose they are and cell type."
     authors = {cell: packaged()[f"weights/{cell}.h5"] for cell in CELLS}
-    homes = {"bloodcount": SHIPPED, "segnet": SEGNET_MASKS}
-    cards = {
-        whose: {cell: read_card(home / cell)["weights_sha256"] for cell in CELLS}
-        for whose, home in homes.items()
-    }
-    return {"authors": authors} | cards
+    known = {"authors": authors}
+    for whose, home in (("bloodcount", SHIPPED), ("segnet", SEGNET_MASKS)):
+        cards = {cell: read_card(home / cell) for cell in CELLS}
+        known[whose] = {cell: card["weights_sha256"] for cell, card in cards.items() if card}
+    return known
 
 
 def run_notebook(
