@@ -486,7 +486,7 @@ def pooled_dice(
     scores: pd.DataFrame,  # One row per image, columns accuracy, recall, all_background_accuracy
     sizes: pd.Series,  # Pixels of each image
 ) -> float:
-    "The Dice at 0.5 of the pixels of all images together, where a large object counts for more than a small one."
+    "The Dice at 0.5 of the pixels of all images together: each pixel weighs the same, not each image."
     hits = (scores["recall"] * (1 - scores["all_background_accuracy"]) * sizes).sum()
     wrong = ((1 - scores["accuracy"]) * sizes).sum()
     return 2 * hits / (2 * hits + wrong) if hits + wrong else 1.0
@@ -498,17 +498,16 @@ def pixel_results(
     cell: str,
     table: str,
 ) -> pd.DataFrame:  # Columns RESULTS
-    "Pixel scores, averaged over the training and the test images, and one Dice of all their pixels; dice is soft, as in Table II."
+    "Pixel scores of the training and the test images: means, and a Dice of all pixels; dice is soft, as in Table II."
     rows, sizes = [], run.data.index["height"] * run.data.index["width"]
     for side in ("train", "test"):
         part = pixels[pixels["image"].isin(names(run.data, cell, side))]
         for name, of_map in part.groupby("cell", sort=False):
             wide = of_map.pivot(index="image", columns="quantity", values="value")
-            means = {table_ii(q): wide[q].mean() for q in of_map["quantity"].unique()}
-            for quantity, value in (
-                means | {"dice_50_pooled": pooled_dice(wide, sizes[wide.index])}
-            ).items():
-                rows.append((table, run.model, run.owner, name, "", quantity, side, value))
+            values = {table_ii(q): wide[q].mean() for q in of_map["quantity"].unique()}
+            values["dice_50_pooled"] = pooled_dice(wide, sizes[wide.index])
+            key = (table, run.model, run.owner, name, "")
+            rows += [(*key, quantity, side, value) for quantity, value in values.items()]
     return with_paper(pd.DataFrame(rows, columns=RESULTS[:8]), run)
 
 
