@@ -612,6 +612,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.train.train': ('train.html#train', 'bloodcount/train.py'),
                                   'bloodcount.train.write_checkpoint': ('train.html#write_checkpoint', 'bloodcount/train.py')},
             'bloodcount.trained': { 'bloodcount.trained._in_turn': ('trained.html#_in_turn', 'bloodcount/trained.py'),
+                                    'bloodcount.trained._is_chosen': ('trained.html#_is_chosen', 'bloodcount/trained.py'),
+                                    'bloodcount.trained._keep_record': ('trained.html#_keep_record', 'bloodcount/trained.py'),
                                     'bloodcount.trained._row': ('trained.html#_row', 'bloodcount/trained.py'),
                                     'bloodcount.trained._series': ('trained.html#_series', 'bloodcount/trained.py'),
                                     'bloodcount.trained._shown': ('trained.html#_shown', 'bloodcount/trained.py'),

@@ -171,7 +171,7 @@ def unmarked(
     markers: np.ndarray,  # (n, 2) int, row and col
     mask: np.ndarray,  # (H, W) bool
 ) -> np.ndarray:  # (m, 2) int, row and col
-    "The highest point of each part of a mask in which no marker lies."
+    "The highest point of each part of a mask (pixels that touch by a corner belong together) in which no marker lies."
     parts = components(mask)
     without = np.setdiff1d(np.arange(1, parts.max(initial=0) + 1), parts[tuple(markers.T)])
     found = maximum_position(height, parts, without) if len(without) else []

@@ -323,7 +323,7 @@ def is_done(series: Series, notebook: str, parameters: dict) -> bool:
 
 
 def _weights() -> dict[str, dict[str, str]]:
-    "SHA-256 of the weights whose maps are scored, by whose they are and cell type."
+    "SHA-256 of the weights at hand, by whose they are and cell type."
     authors = {cell: packaged()[f"weights/{cell}.h5"] for cell in CELLS}
     known = {"authors": authors}
     for whose, home in (("bloodcount", SHIPPED), ("segnet", SEGNET_MASKS)):
@@ -339,6 +339,7 @@ def run_notebook(
 ) -> dict:  # Its provenance
     "Run one paper notebook; its outputs appear together when it has passed."
     key, made_at, began = series.key(notebook, parameters), commit(), time.perf_counter()
+    weights = _weights()
     source = digest(code_cells(nbformat.read(PAPER_NOTEBOOKS / f"{notebook}.ipynb", as_version=4)))
     name, failed = f"{notebook}.ipynb", series.folder / f"{notebook}.failed.ipynb"
     failed.unlink(missing_ok=True)
@@ -357,7 +358,7 @@ def run_notebook(
     provenance = {
         "notebook": notebook, "parameters": parameters, "key": key, "source": source, "commit": made_at,
         "data": {"title": series.data.title, "fingerprint": series.data.fingerprint},
-        "weights": _weights(), **environment(),
+        "weights": weights, **environment(),
         "seconds": round(time.perf_counter() - began, 1), "outputs": checksums,
     }  # fmt: skip
     write_text(series.provenance(notebook), json.dumps(provenance, indent=1))
@@ -459,7 +460,8 @@ def expected_minutes(series: Series) -> float:
     pixels = (index["width"] * index["height"]).to_dict()
     cards = {cell: read_card(SHIPPED / cell) for cell in TRUTHS}
     zooms = {
-        cell: card["settings"]["recipe"]["zoom"] if card else 0 for cell, card in cards.items()
+        cell: card["settings"]["recipe"].get("zoom", 1.0) if card else 0
+        for cell, card in cards.items()
     }
     total = sum(
         (1 + zooms[cell] ** 2) * pixels[name]  # By the authors' network and by ours

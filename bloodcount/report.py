@@ -167,14 +167,13 @@ def counting_table(
 # %% ../nbs/09_report.ipynb #fe916d0c
 def agreement_table(
     results: pd.DataFrame,  # Long form, columns RESULTS
-) -> (
-    pd.DataFrame
-):  # One row per model, weights, cell and method, for all images and for the test images; text
+) -> pd.DataFrame:  # One row per table, model, weights, cell and method, for all images and for the test images; text
     "How well counts agree with the real ones, as the field scores it."
     rows = []
-    for key, part in results[results["quantity"] == "ba_bias"].groupby(COUNTING, sort=False):
+    keys = ["table", *COUNTING]
+    for key, part in results[results["quantity"] == "ba_bias"].groupby(keys, sort=False):
         sizes = [group for group in part["images"].unique() if group.startswith("all")]
-        scores = results[(results[COUNTING] == list(key)).all(axis=1)]
+        scores = results[(results[keys] == list(key)).all(axis=1)]
         for group in [
             *sorted(sizes, key=lambda g: int(g[3:]))[-1:],
             *({"test"} & set(part["images"])),
@@ -192,7 +191,7 @@ def agreement_table(
                     "poisson_share",
                 )
             }
-            row = _counted_by(key) | {
+            row = _counted_by(key[1:]) | {
                 "images": images_title(group),
                 "MAE": number(value["mae"], "mae"),
             }
@@ -262,13 +261,16 @@ def pixel_table(
                 rows.append(
                     {"map": CELL_TITLES[cell], "images": images, "segmented by": who} | values
                 )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()] if len(table) else table
 
 
 def threshold_table(
     results: pd.DataFrame,  # Of `sweep_threshold`
 ) -> pd.DataFrame:  # One row per threshold; text
     "Count accuracy, and F1 where cells are outlined, for each threshold."
+    if not len(results):
+        return pd.DataFrame()
     quantity, _, value = results["quantity"].str.rpartition("_at_").to_numpy().T
     rows = []
     for threshold in dict.fromkeys(value):

@@ -449,7 +449,8 @@ def digest(
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-# Two threads at once confuse the parser: "AST constructor recursion depth mismatch" (python/cpython#106905).
+# Two threads at once confuse the parser of Python 3.11, before it was mended: "AST constructor recursion depth
+# mismatch" (python/cpython#106905).
 _PARSING = threading.Lock()
 
 

@@ -8,7 +8,6 @@ __all__ = ['RECORDS', 'CHOSEN', 'SEGNETS', 'RECIPE_TITLES', 'tile_maps', 'score_
 
 # %% ../nbs/10_trained.ipynb #503c0493
 import dataclasses
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from bloodcount.report import (
     METHOD_TITLES,
     NETWORK_TITLES,
     RESULTS,
+    images_title,
     learning_curve,
     method_title,
     number,
@@ -127,7 +127,7 @@ def train_model(
 
 # %% ../nbs/10_trained.ipynb #de26e0e1
 RECORDS = PROJECT / "data" / "trained"
-# The recipes whose DO-U-Nets come with the package, and whose SegNets' masks are kept.
+# The recipe whose DO-U-Nets come with the package, and those of the SegNets whose masks are kept.
 CHOSEN = "refined"
 SEGNETS = {"rbc": "half", "wbc": "best", "plt": "best"}
 
@@ -140,7 +140,7 @@ def _row(scores: pd.DataFrame, cell: str, quantity: str, table: str, images: str
 
 
 def _shown(wide: pd.DataFrame) -> str:
-    wide = wide.rename(columns=lambda images: re.sub(r"^all(\d+)", r"all \1", images))
+    wide = wide.rename(columns=images_title)
     return wide.astype(object).where(wide.notna(), "").reset_index().to_markdown(index=False)
 
 
@@ -220,33 +220,45 @@ def model_card(folder: Path) -> str:
 
 
 def ship(folder: Path) -> Path:  # Where it went
-    "Put the chosen model into the package; of the others, and of a large one, keep the record."
+    "Put the chosen DO-U-Net into the package; of any other model keep the record."
     card = read_card(folder)
-    small = card["network"] == "do_unet"
-    chosen = (card["recipe"], card["seed"]) == (CHOSEN if small else SEGNETS[card["cell"]], 0)
-    target = (
-        (SHIPPED if small else SEGNET_MASKS) / card["cell"] if chosen else RECORDS / folder.name
-    )
-    files = ["card.json", "history.csv", "scores.csv"] + (
-        ["weights.npz"] if chosen and small else []
-    )
-    for name in files:
-        copy_file(folder / name, target / name)
-    write_text(target / "README.md", model_card(folder))
-    return target
+    if _is_chosen(card, "segnet"):
+        raise InputError(f"{folder}: this SegNet's record goes with its masks. Call `keep_masks`.")
+    if not _is_chosen(card, "do_unet"):
+        return _keep_record(folder, RECORDS / folder.name)
+    target = SHIPPED / card["cell"]
+    copy_file(folder / "weights.npz", target / "weights.npz")
+    return _keep_record(folder, target)
 
 
 def keep_masks(folder: Path, settings: Settings, data: DataSet) -> int:  # How many images
-    "Keep what a SegNet says of every evaluated image."
+    "Keep what the chosen SegNet says of every evaluated image, then its record; raises `InputError` for another model."
     card = read_card(folder)
-    run, cell = Run(settings_for(settings, str(folder)), data, str(folder), 0, folder), card["cell"]
-    network, images = maps_of(run, cell)[0], counted_images(run, cell)
+    cell = card["cell"]
+    if not _is_chosen(card, "segnet"):
+        raise InputError(f"{folder}: masks are kept of SegNet, recipe {SEGNETS[cell]}, seed 0.")
+    run = Run(settings_for(settings, str(folder)), data, str(folder), 0, folder)
+    network, images, target = maps_of(run, cell)[0], counted_images(run, cell), SEGNET_MASKS / cell
+    (target / "card.json").unlink(missing_ok=True)  # Where it lies, the masks are complete
 
     def keep(name: str) -> None:
-        write_masks(SEGNET_MASKS / cell, name, network(read_smear(data, name, (cell,))))
+        write_masks(target, name, network(read_smear(data, name, (cell,))))
 
     two_at_a_time(keep, images, f"{cell}, masks")
+    _keep_record(folder, target)
     return len(images)
+
+
+def _is_chosen(card: dict, network: str) -> bool:
+    recipe = CHOSEN if network == "do_unet" else SEGNETS[card["cell"]]
+    return (card["network"], card["recipe"], card["seed"]) == (network, recipe, 0)
+
+
+def _keep_record(folder: Path, target: Path) -> Path:
+    write_text(target / "README.md", model_card(folder))
+    for name in ("history.csv", "scores.csv", "card.json"):
+        copy_file(folder / name, target / name)
+    return target
 
 # %% ../nbs/10_trained.ipynb #42fbf6cb
 RECIPE_TITLES = {

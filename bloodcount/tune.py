@@ -41,7 +41,7 @@ CANDIDATES: dict[str, dict[str, Sequence]] = {  # By cell type
     "wbc": {
         "mask": _CUTS, "min_area": (400, 800, 1400, 2000, 3000, 4000, 5000, 6000), "min_distance": (30, 40, 50, 60, 70),
         "min_height": (9, 12, 15, 18, 21, 24, 27, 30, 33), "smooth": (0, 2, 4, 6), "canny": (40, 62, 70, 100), "votes": (8, 10, 12, 16, 20),
-        "radius": ((33, 120), (40, 120), (48, 120)),
+        "radius": ((33, 120), (40, 120), (48, 120)), "at_least_one": (False, True),
     },
     "plt": {
         "mask": _CUTS, "min_area": (1, 10, 25, 50, 75, 100, 150, 200, 300, 400), "min_distance": (5, 8, 10, 15, 20, 25, 30, 40),

@@ -24,9 +24,11 @@ from bloodcount.diagram import KINDS, network_blocks, network_figure
 from bloodcount.errors import InputError
 from bloodcount.models import MODELS, OUTPUTS, do_unet, keras, segnet
 from bloodcount.report import (
+    RESULTS,
     WIDTH,
     Pipeline,
     agreement_figure,
+    agreement_table,
     busiest,
     curve_figure,
     html_page,
@@ -34,7 +36,9 @@ from bloodcount.report import (
     latex_text,
     learning_curve,
     pipelines_figure,
+    pixel_table,
     smears_figure,
+    threshold_table,
     write_figure,
     write_table,
 )
@@ -364,3 +368,27 @@ def test_report_needs_no_backend():
     "Tables and the page are made without loading one."
     code = "import sys, bloodcount.report, bloodcount.diagram; assert not {'keras', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def results(*rows) -> pd.DataFrame:
+    "Long form, of platelets by our SegNet, profile paper."
+    columns = ["table", "method", "quantity", "images", "value"]
+    known = {"model": "segnet", "weights": "bloodcount", "cell": "plt", "paper": np.nan}
+    frame = pd.DataFrame(rows, columns=columns).assign(profile="paper", **known)
+    return frame[RESULTS]
+
+
+def test_agreement_with_one_truth_is_not_shown_as_that_with_another():
+    quantities = ("mae", "mape", "bias", "ba_bias", "ba_low", "ba_high", "ccc", "poisson_share")
+    rows = [
+        (table, "cht", quantity, "test", value)
+        for table, value in (("S6", 0.25), ("S8", 0.5))
+        for quantity in quantities
+    ]
+    assert list(agreement_table(results(*rows))["CCC"]) == ["0.250", "0.500"]
+
+
+def test_no_column_of_pixel_scores_is_empty_and_no_rows_make_no_table():
+    known = [("P1", "", quantity, "test", 0.5) for quantity in ("accuracy", "dice")]
+    assert list(pixel_table(results(*known)))[3:] == ["accuracy", "Dice"]
+    assert pixel_table(results()).empty and threshold_table(results()).empty

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bloodcount import experiment, segment, trained
+from bloodcount.errors import InputError
 from bloodcount.settings import load_settings
 
 
@@ -38,6 +39,12 @@ def test_a_model_is_recorded_or_shipped(settings, tmp_path, monkeypatch):
     assert "recipe best" in (shipped / "README.md").read_text()
 
 
+def interrupted(folder, name, maps):
+    segment.write_masks(folder, name, maps)
+    if name == "Syn002_0":
+        raise KeyboardInterrupt
+
+
 def test_kept_masks_stand_for_a_segnet(settings, tmp_path, monkeypatch):
     for module in (trained, experiment):
         monkeypatch.setattr(module, "SEGNET_MASKS", tmp_path / "segnet")
@@ -45,9 +52,14 @@ def test_kept_masks_stand_for_a_segnet(settings, tmp_path, monkeypatch):
     folder = trained.train_model(settings, data, "wbc", "segnet")
     run = experiment.Run(settings, data, "authors", 0, tmp_path)
     assert not experiment.has_masks(run, "wbc")
+    with pytest.raises(InputError, match="Call `keep_masks`"):
+        trained.ship(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "write_masks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained.keep_masks(folder, settings, data)
+    assert not experiment.has_masks(run, "wbc"), "a card means that the masks are complete"
     assert trained.keep_masks(folder, settings, data) == 4
-    assert not experiment.has_masks(run, "wbc"), "masks without the card of their network"
-    assert trained.ship(folder) == tmp_path / "segnet" / "wbc"
     assert experiment.has_masks(run, "wbc")
     kept, fresh = (
         experiment.score_network(run.by(weights), "wbc") for weights in ("segnet", str(folder))
@@ -56,3 +68,8 @@ def test_kept_masks_stand_for_a_segnet(settings, tmp_path, monkeypatch):
     assert "segnet" in [each.weights for each in experiment.contenders(run, "wbc")]
     segment.mask_file(tmp_path / "segnet" / "wbc", "mask", "Syn001_1").unlink()
     assert not experiment.has_masks(run, "wbc")
+    monkeypatch.setitem(trained.SEGNETS, "wbc", "as_paper")
+    with pytest.raises(InputError, match="recipe as_paper"):
+        trained.keep_masks(folder, settings, data)
+    monkeypatch.setattr(trained, "RECORDS", tmp_path / "records")
+    assert trained.ship(folder) == tmp_path / "records" / "wbc-segnet-best-0"

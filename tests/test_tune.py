@@ -1,5 +1,7 @@
 "What thresholds and parameters are chosen on."
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,18 @@ def test_only_training_images_are_tuned_on(tmp_path):
     every = tune.tuning_images(run, "wbc")
     assert every == names(data, "wbc", "train")
     assert tune.tuning_images(run, "wbc", 1) == every[:1]
+
+
+def test_a_cut_is_found_behind_worse_ones_and_a_rule_is_tried(monkeypatch):
+    by_cut = {0.1: 80.0, 0.2: 60.0, 0.3: 65.0}
+
+    def score(made, method, thresholds, parameters):
+        return by_cut[thresholds.mask] + 2 * parameters.at_least_one
+
+    monkeypatch.setattr(tune, "objective", score)
+    threshold = dataclasses.replace(SETTINGS.threshold["wbc"], mask=0.3)
+    parameters = SETTINGS.count["wbc"]["watershed"]
+    candidates = {"mask": tuple(by_cut)}
+    candidates["at_least_one"] = tune.CANDIDATES["wbc"]["at_least_one"]
+    best, cut, chosen = tune.search([], "watershed", threshold, parameters, candidates)
+    assert (best, cut.mask, chosen.at_least_one) == (82, 0.1, True)
