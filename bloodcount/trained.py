@@ -213,9 +213,9 @@ def model_card(folder: Path) -> str:
         ]
     lines += [
         "\n## Limits\n",
-        "One data set, one stain, one camera; red cells of 31 to 43 px in radius, and of 73 in one field. At other "
-        "magnifications it counts worse (nbs/paper/11_magnification.ipynb); other stains and cameras were not measured. "
-        "Not a medical device.",
+        "One data set, one stain, one camera; red cells of 31 to 43 px in radius, and of 73 in one field. What another "
+        "magnification does to red cells is in nbs/paper/11_magnification.ipynb; other stains and cameras were not "
+        "measured. Not a medical device.",
     ]
     return "\n".join(lines) + "\n"
 
