@@ -42,7 +42,6 @@ from bloodcount.settings import (
     digest,
     load_settings,
 )
-from .trained import RECORDS
 
 # %% ../nbs/10_paper.ipynb #d25810b8
 ARTEFACTS = {
@@ -290,7 +289,9 @@ class Series:
         own, others = self.settings, [name for name in WEIGHTS if name != self.settings.weights]
         variants = [own, *(load_settings(own.profile, name) for name in others)]
         chosen = [settings_read(settings, "\n".join(code)) for settings in variants]
-        folders = PROJECT / "data" / "paper", SHIPPED, SEGNET_MASKS, RECORDS
+        # The last is RECORDS of `trained`, which would bring TensorFlow, and seconds with it
+        data = PROJECT / "data"
+        folders = data / "paper", SHIPPED, SEGNET_MASKS, data / "trained"
         kept = [
             sha256(p)
             for f in folders
