@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import skimage
 
-from bloodcount.count import COUNTERS, count
-from bloodcount.segment import Maps, truth_maps
+from bloodcount.counting import COUNTERS, count
+from bloodcount.segmentation import Maps, truth_maps
 from bloodcount.settings import load_settings
 from bloodcount.synthetic import synthetic_smear
 

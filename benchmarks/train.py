@@ -9,11 +9,11 @@ import time
 import numpy as np
 
 from bloodcount.augment import chips, field
-from bloodcount.models import MODELS, OUTPUTS, keras
-from bloodcount.provenance import device
+from bloodcount.cache import device
+from bloodcount.networks import MODELS, OUTPUTS, keras
 from bloodcount.settings import PROFILES, load_settings
 from bloodcount.synthetic import synthetic_smear
-from bloodcount.train import Training, build, prepare
+from bloodcount.training import Training, build, prepare
 
 
 def drawn_per_second(profile: str, network: str, recipe: str, workers: int, batches: int) -> float:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BloodcountError', 'SettingsError', 'InputError', 'IntegrityError', 'RunError', 'hint']
 
-# %% ../nbs/00_errors.ipynb #a7b951f7
+# %% ../nbs/00_errors.ipynb #49835e57
 import difflib
 from collections.abc import Iterable
 

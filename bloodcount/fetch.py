@@ -219,7 +219,6 @@ def fetch(
 PACKAGE = "cbc==1.1.0"
 WHEEL = "cbc-1.1.0-py3-none-any.whl"
 WHEEL_SHA256 = "a1911c600aad30ebb4ffa1e6aa1db85170ba1d7dd5a9262a6eeb8a4fdfd78a63"
-
 # What is unpacked: its place, the member of the wheel, its SHA-256.
 MEMBERS = {
     "weights/rbc.h5": (

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['replacing', 'copy_file', 'write_text', 'writable', 'sha256', 'read_card']
 
-# %% ../nbs/00_files.ipynb #15475b00
+# %% ../nbs/00_files.ipynb #862ad249
 import hashlib
 import json
 import os

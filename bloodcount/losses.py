@@ -7,7 +7,7 @@ __all__ = ['ops', 'THRESHOLDS', 'METRICS', 'LOSSES', 'soft_dice', 'tversky', 'me
            'binary_crossentropy', 'dice_loss', 'tversky_loss', 'focal_tversky_loss', 'bce_dice_loss']
 
 # %% ../nbs/04_losses.ipynb #b4852a4b
-from .models import keras
+from .networks import keras
 
 ops = keras.ops
 
@@ -32,7 +32,6 @@ def _sums(truth, predicted) -> tuple:
 
 # %% ../nbs/04_losses.ipynb #d801ab2e
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-
 _registered = keras.saving.register_keras_serializable("bloodcount")
 
 
@@ -46,7 +45,7 @@ def soft_dice(
     hit, true, found = _sums(truth, predicted)
     return (2 * hit + smooth) / (true + found + smooth)
 
-
+# %% ../nbs/04_losses.ipynb #5d6d3762
 @_registered
 def tversky(
     truth,  # Mask of 0 and 1, any shape
@@ -122,7 +121,7 @@ def bce_dice_loss(truth, predicted):
     "`binary_crossentropy` plus `dice_loss`."
     return binary_crossentropy(truth, predicted) + dice_loss(truth, predicted)
 
-
+# %% ../nbs/04_losses.ipynb #d38ac64a
 LOSSES = {
     "mse": mean_squared_error,
     "bce": binary_crossentropy,

@@ -7,9 +7,10 @@ __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'WEIGHTS', 'NETWORKS', 'DEFAU
            'Fraction', 'Threshold', 'Source', 'Folder', 'Range', 'Steps', 'Share', 'Positive', 'Shares', 'Factors',
            'Precision', 'Images', 'AUGMENTS', 'RECIPES', 'METHODS', 'SECTIONS', 'Paths', 'Preprocess', 'Grid',
            'Segment', 'Thresholds', 'Augment', 'Train', 'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate',
-           'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'digest', 'code_digest']
+           'Sample', 'Method', 'Reproduce', 'Settings', 'known_profile', 'load_settings', 'modules_there', 'digest',
+           'code_digest']
 
-# %% ../nbs/00_settings.ipynb #fdf36da9
+# %% ../nbs/00_settings.ipynb #47de7127
 import ast
 import configparser
 import dataclasses
@@ -118,7 +119,7 @@ class Grid:
     input_size: Pixels
     output_size: Pixels
 
-
+# %% ../nbs/00_settings.ipynb #29107de0
 # Of the arithmetic; weights and outputs are float32
 Precision = Literal["float32", "mixed_bfloat16"]
 
@@ -166,7 +167,7 @@ class Augment:
     through: Shares  # Of a covered cell's absorption that shows
     drawn: Area  # White cells drawn into a smear
 
-
+# %% ../nbs/00_settings.ipynb #eb8c9772
 @section
 class Train:
     "What a network sees at once."
@@ -194,7 +195,7 @@ def _one_each(epochs: tuple, info: ValidationInfo) -> tuple:
         raise ValueError(f"must name as many numbers as there are stages ({len(stages)})")
     return epochs
 
-
+# %% ../nbs/00_settings.ipynb #e867f1dc
 AUGMENTS = ("as_paper", "best", "crowded", "mild", "whites")
 
 
@@ -250,7 +251,7 @@ class CCL:
     source: Source
     min_area: Area
 
-
+# %% ../nbs/00_settings.ipynb #e25baeca
 @section
 class Watershed:
     "Marker-controlled watershed of the distance transform."
@@ -303,7 +304,7 @@ class Method:
     wbc: Literal["cht", "ccl", "watershed", "edt"]
     plt: Literal["cht", "ccl", "watershed", "edt"]
 
-
+# %% ../nbs/00_settings.ipynb #8ccd5ede
 @section
 class Reproduce:
     "Running the paper notebooks."
@@ -371,7 +372,7 @@ def _titles(parser: configparser.ConfigParser, name: str, *variants: str) -> tup
         raise SettingsError(f"settings.ini has no section [{name}]; every section is needed.")
     return name, *(f"{name}:{each}" for each in variants if f"{name}:{each}" in parser)
 
-
+# %% ../nbs/00_settings.ipynb #af8a448e
 def _build(parser: configparser.ConfigParser, titles: tuple[str, ...]) -> Any:
     "The first section, with the others over it, as its dataclass, or the sentence that says what is wrong."
     name = titles[0]
@@ -442,6 +443,12 @@ def load_settings(
     return Settings(profile=profile, weights=weights, **tree)
 
 # %% ../nbs/00_settings.ipynb #43e7acee
+def modules_there() -> list[str]:
+    "The modules of bloodcount, as `tiles` or `studies.overlap`."
+    files = (path.relative_to(_package).with_suffix("") for path in _package.rglob("*.py"))
+    return sorted(".".join(f.parts) for f in files if not f.name.startswith("_"))
+
+
 def digest(
     *parts: Any,  # Settings, checksums, names: whatever a result depends on
 ) -> str:  # 12 hexadecimal digits
@@ -458,11 +465,11 @@ def code_digest(
     *modules: str,  # Names of bloodcount's modules; all of them if none is named
 ) -> str:  # 12 hexadecimal digits
     "A short name for the code of some modules, comments and docstrings aside: what it computed is stale when it changes."
-    paths = [_package / f"{m}.py" for m in modules] if modules else sorted(_package.glob("*.py"))
+    paths = [_package / f"{m.replace('.', '/')}.py" for m in modules or modules_there()]
     with _PARSING:
         return digest(*(_statements(path.read_text(encoding="utf-8")) for path in paths))
 
-
+# %% ../nbs/00_settings.ipynb #d4ae04cb
 def _statements(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -7,7 +7,7 @@ __all__ = ['TURN', 'LOOKS', 'WHITES', 'outlines', 'cell_polygon', 'chains', 'set
            'texture', 'red_cell', 'platelet', 'white_cell', 'photograph', 'edge_mask', 'seen', 'arrange', 'paint',
            'synthetic_smear', 'sample_smears']
 
-# %% ../nbs/01_synthetic.ipynb #1525682e
+# %% ../nbs/01_synthetic.ipynb #7afac510
 import dataclasses
 import io
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def chains(
         pairs.append((guest, host))
     return pairs
 
-
+# %% ../nbs/01_synthetic.ipynb #d9bb7f1f
 def settle(
     rng: np.random.Generator,
     least: np.ndarray,  # Least distance of each two centres, (n, n), px
@@ -111,7 +111,7 @@ class Look:
     pink: tuple[float, float, float]  # Cytoplasm of neutrophils
     platelet: tuple[float, float, float]
 
-
+# %% ../nbs/01_synthetic.ipynb #59cccd80
 LOOKS = {
     "grey": Look(
         (158, 159, 158), (0.125, 0.265, 0.22), (0.90, 2.20, 0.38),
@@ -170,7 +170,7 @@ def window(centre: np.ndarray, radii: np.ndarray, shape: tuple[int, int]) -> Win
     radius = np.interp(np.arctan2(*offset), TURN, radii, period=2 * np.pi)
     return Window(where, offset, np.hypot(*offset) / radius)
 
-
+# %% ../nbs/01_synthetic.ipynb #cb013bbe
 def texture(
     rng: np.random.Generator,
     shape: tuple[int, int],  # (H, W)
@@ -263,7 +263,7 @@ def edge_mask(
     points = [np.rint(polygon[:, ::-1]).astype(np.int32) for polygon in polygons]
     return cv2.polylines(canvas, points, True, 1, 2).astype(bool)
 
-
+# %% ../nbs/01_synthetic.ipynb #c26381a3
 def seen(
     polygons: list[np.ndarray],  # Outlines, the lowest cell first
     shape: tuple[int, int],  # (H, W)

@@ -6,7 +6,7 @@
 __all__ = ['equalise', 'resized', 'to_input', 'grid_centres', 'cut_grid', 'stitch_grid', 'Plan', 'plan_tiles', 'input_tiles',
            'map_tiles']
 
-# %% ../nbs/02_tiles.ipynb #9e5c22df
+# %% ../nbs/02_tiles.ipynb #fa542af1
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ def resized(
     kind = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return cv2.resize(image, (width, height), interpolation=kind)
 
-
+# %% ../nbs/02_tiles.ipynb #5b3322ba
 def to_input(
     pixels: np.ndarray,  # (..., 3) uint8 RGB, equalised
 ) -> np.ndarray:  # (..., 3) float32 in -1..1
@@ -132,7 +132,7 @@ def input_tiles(
     for row, col in plan.origins:
         yield padded[row : row + height, col : col + width]
 
-
+# %% ../nbs/02_tiles.ipynb #c3464d0a
 def map_tiles(
     function: Callable[[np.ndarray], np.ndarray],  # (h + 2 margin, w + 2 margin, C) -> (h, w, K)
     image: np.ndarray,  # (H, W, C)

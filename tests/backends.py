@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bloodcount.models import keras
+from bloodcount.networks import keras
 
 OTHER = "tensorflow" if keras.backend.backend() == "jax" else "jax"
 

@@ -16,10 +16,8 @@ from bloodcount.augment import (
     chips,
     cut,
     draw_chip,
-    draw_white_cells,
     field,
     lower_quality,
-    paste_cells,
     place,
     recolour,
     resize,
@@ -28,6 +26,7 @@ from bloodcount.augment import (
 )
 from bloodcount.data import Smear
 from bloodcount.errors import InputError
+from bloodcount.paste import draw_white_cells, paste_cells
 from bloodcount.synthetic import edge_mask, synthetic_smear
 
 STILL = Augment(

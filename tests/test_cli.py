@@ -19,10 +19,10 @@ import tifffile
 from PIL import Image, ImageOps
 
 import bloodcount
-from bloodcount import cli, fetch
-from bloodcount.data import read_image
+from bloodcount import batch, cli, fetch
 from bloodcount.errors import IntegrityError
-from bloodcount.segment import Maps, cut
+from bloodcount.images import read_image
+from bloodcount.segmentation import Maps, cut
 from bloodcount.settings import PROJECT, load_settings
 from bloodcount.synthetic import synthetic_smear
 
@@ -56,7 +56,7 @@ def in_process(capsys, *arguments):
 def rows(out: Path) -> list[dict]:
     with open(out / "counts.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == cli.COUNTS
+        assert reader.fieldnames == batch.COUNTS
         return list(reader)
 
 
@@ -116,7 +116,7 @@ def test_a_mistake_in_the_code_is_one_line_too(run, monkeypatch, tmp_path):
     def broken(*_):
         raise TypeError("of no use\nto anybody")
 
-    monkeypatch.setattr(cli, "count_files", broken)
+    monkeypatch.setattr(batch, "count_files", broken)
     code, _, errors = run("count", "a.png", "-o", tmp_path)
     assert code == 1 and len(errors) == 1 and "TypeError: of no use to anybody" in errors[0]
 
@@ -138,7 +138,7 @@ def test_tables_and_overlays(run, tmp_path):
     counted = {row["method"]: int(row["count"]) for row in table}
     assert counted["ccl"] == 9
     cells = pd.read_csv(tmp_path / "out" / "cells.csv")
-    assert list(cells) == cli.FOUND
+    assert list(cells) == batch.FOUND
     assert cells.groupby("method").size().to_dict() == {m: n for m, n in counted.items() if n}
     for row in table:
         assert read_image(tmp_path / "out" / row["overlay"]).shape == SMEAR.image.shape
@@ -192,7 +192,7 @@ def test_bad_images_among_good_ones(run, tmp_path):
 def test_all_bad_leaves_tables_with_a_header(run, tmp_path):
     code, *_ = run("count", tmp_path / "none.png", "-o", tmp_path / "out", "--cell", "rbc")
     assert code == 1 and len(rows(tmp_path / "out")) == 1
-    assert (tmp_path / "out" / "cells.csv").read_text() == ",".join(cli.FOUND) + "\n"
+    assert (tmp_path / "out" / "cells.csv").read_text() == ",".join(batch.FOUND) + "\n"
     assert not (tmp_path / "out" / "overlays").exists()
 
 

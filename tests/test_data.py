@@ -16,23 +16,21 @@ from PIL import Image
 
 from bloodcount.data import (
     COLUMNS,
-    MAX_PIXELS,
     DataSet,
     Smear,
     content_sha256,
     image_path,
     names,
     polygon_mask,
-    read_image,
     read_mask,
     read_polygons,
     read_smear,
     real_data,
-    to_uint8,
     write_dataset,
     write_mask,
 )
 from bloodcount.errors import InputError
+from bloodcount.images import MAX_PIXELS, read_image, to_uint8
 from bloodcount.settings import load_settings
 from bloodcount.synthetic import synthetic_smear
 

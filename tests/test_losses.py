@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from backends import numbers_elsewhere, write_numbers
 
-from bloodcount import evaluate
+from bloodcount import evaluation
 from bloodcount.losses import LOSSES, METRICS, THRESHOLDS
-from bloodcount.models import keras
+from bloodcount.networks import keras
 
 FUNCTIONS = {**METRICS, **{f"{name} loss": loss for name, loss in LOSSES.items()}}
 
@@ -65,7 +65,7 @@ def numbers() -> dict[str, np.ndarray]:
 @each_pair
 def test_metrics_are_the_pixel_scores(pair):
     truth, predicted = pair
-    expected = evaluate.pixel_scores(predicted, truth > 0)
+    expected = evaluation.pixel_scores(predicted, truth > 0)
     found = {name: float(metric(truth, predicted)) for name, metric in METRICS.items()}
     assert found == pytest.approx({name: expected[name] for name in METRICS}, rel=1e-5, abs=1e-7)
     losses = {name: float(loss(truth, predicted)) for name, loss in LOSSES.items()}
@@ -78,7 +78,7 @@ def test_metrics_are_the_pixel_scores(pair):
 
 
 def test_thresholds_are_the_papers():
-    assert THRESHOLDS == evaluate.THRESHOLDS
+    assert THRESHOLDS == evaluation.THRESHOLDS
 
 
 def test_crossentropy_follows_its_definition():
@@ -128,7 +128,7 @@ def test_saved_model_keeps_its_loss_and_metrics(name, tmp_path):
     )
     model.compile("sgd", LOSSES[name], metrics=list(METRICS.values()))
     scores = model.evaluate(image, truth, batch_size=3, verbose=0, return_dict=True)
-    expected = evaluate.pixel_scores(model.predict(image, verbose=0), truth > 0)
+    expected = evaluation.pixel_scores(model.predict(image, verbose=0), truth > 0)
     assert {n: scores[n] for n in METRICS} == pytest.approx(
         {n: expected[n] for n in METRICS}, rel=1e-5, abs=1e-7
     )

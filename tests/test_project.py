@@ -20,9 +20,9 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import bloodcount
-from bloodcount.paper import code_cells
-from bloodcount.segment import LEVELS
+from bloodcount.segmentation import LEVELS
 from bloodcount.settings import digest
+from bloodcount.studies.runner import code_cells
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent

@@ -19,31 +19,33 @@ import pandas as pd
 import PIL.Image
 import pytest
 
-from bloodcount.count import COUNTERS, count
-from bloodcount.diagram import KINDS, network_blocks, network_figure
+from bloodcount.counting import COUNTERS, count
+from bloodcount.drawing import WIDTH
 from bloodcount.errors import InputError
-from bloodcount.models import MODELS, OUTPUTS, do_unet, keras, segnet
-from bloodcount.report import (
-    RESULTS,
-    WIDTH,
+from bloodcount.networks import MODELS, OUTPUTS, do_unet, keras, segnet
+from bloodcount.segmentation import truth_maps
+from bloodcount.settings import load_settings
+from bloodcount.studies.diagram import KINDS, network_blocks, network_figure
+from bloodcount.studies.figures import (
     Pipeline,
     agreement_figure,
-    agreement_table,
     busiest,
     curve_figure,
+    learning_curve,
+    pipelines_figure,
+    smears_figure,
+    write_figure,
+)
+from bloodcount.studies.results import RESULTS
+from bloodcount.studies.tables import (
+    agreement_table,
     html_page,
     latex_table,
     latex_text,
-    learning_curve,
-    pipelines_figure,
     pixel_table,
-    smears_figure,
     threshold_table,
-    write_figure,
     write_table,
 )
-from bloodcount.segment import truth_maps
-from bloodcount.settings import load_settings
 from bloodcount.synthetic import synthetic_smear
 
 SMEAR = synthetic_smear(seed=5, shape=(160, 208), rbc=6, wbc=1, plt=2)

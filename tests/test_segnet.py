@@ -10,8 +10,8 @@ import pytest
 from backends import numbers_elsewhere, write_numbers
 
 from bloodcount.errors import IntegrityError, RunError
-from bloodcount.models import MODELS, MaxPoolWithIndices, MaxUnpool, do_unet, keras, segnet
-from bloodcount.segment import LEVELS, Segmenter
+from bloodcount.networks import MODELS, MaxPoolWithIndices, MaxUnpool, do_unet, keras, segnet
+from bloodcount.segmentation import LEVELS, Segmenter
 from bloodcount.settings import Segment, load_settings
 from bloodcount.synthetic import synthetic_smear
 from bloodcount.tiles import equalise, to_input

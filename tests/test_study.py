@@ -12,39 +12,49 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from bloodcount import experiment, study
-from bloodcount.count import COUNTERS, count
-from bloodcount.data import DataSet, read_smear
+from bloodcount.counting import COUNTERS, count
+from bloodcount.data import DataSet, names, read_smear
 from bloodcount.errors import InputError, SettingsError
-from bloodcount.evaluate import count_accuracy, instances_from_polygons, matching, pixel_scores
-from bloodcount.segment import Maps, load_segmenter, truth_maps
+from bloodcount.evaluation import count_accuracy, instances_from_polygons, matching, pixel_scores
+from bloodcount.segmentation import Maps, load_segmenter, truth_maps
 from bloodcount.settings import PROJECT, Thresholds, load_settings
+from bloodcount.studies import (
+    baselines,
+    colour,
+    combining,
+    errata,
+    held_out,
+    magnification,
+    overlap,
+    protocol,
+    results,
+)
 from bloodcount.synthetic import synthetic_smear
 
 HALF = Thresholds(mask=0.5, edge=0.5)
 
 
 @pytest.fixture
-def run(tmp_path) -> experiment.Run:
+def run(tmp_path) -> protocol.Run:
     "A run on three synthetic smears, the last for testing."
     settings = load_settings("smoke")
     sample = dataclasses.replace(settings.sample, smears=3, height=200, width=240)
     paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
     settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return experiment.Run(settings, experiment.sample_data(settings), "bloodcount", 0, tmp_path)
+    return protocol.Run(settings, protocol.sample_data(settings), "bloodcount", 0, tmp_path)
 
 
 @pytest.fixture
-def index_run(tmp_path) -> experiment.Run:
+def index_run(tmp_path) -> protocol.Run:
     "A run of the paper's profile on the data set's index alone."
     shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
-    return experiment.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
+    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
 
 
 @pytest.fixture
-def real_run(data_folder, tmp_path) -> experiment.Run:
+def real_run(data_folder, tmp_path) -> protocol.Run:
     settings = load_settings("paper")
-    return experiment.Run(settings, DataSet(data_folder), "bloodcount", 0, tmp_path)
+    return protocol.Run(settings, DataSet(data_folder), "bloodcount", 0, tmp_path)
 
 
 def magnified(maps: Maps, factor: float) -> Maps:
@@ -56,7 +66,9 @@ def test_rows_are_made_once_and_anew_for_what_has_changed(run):
     made = []
 
     def rows(about: tuple) -> list[dict]:
-        return study.kept_rows(run, "test", about, lambda: made.append(about) or [{"n": len(made)}])
+        return protocol.kept_rows(
+            run, "test", about, lambda: made.append(about) or [{"n": len(made)}]
+        )
 
     assert rows((1, "a")) == rows((1, "a")) == [{"n": 1}]
     assert rows((2, "a")) == [{"n": 2}] and made == [(1, "a"), (2, "a")]
@@ -64,17 +76,17 @@ def test_rows_are_made_once_and_anew_for_what_has_changed(run):
 
 def test_the_authors_segnet_loses_on_held_out_images(index_run):
     "notes of the authors' result files: 95.19 and 90.16 by CHT, 82.7 and 56.0, 88.1 and 73.2."
-    counts = experiment.segnet_counts("rbc_count")[0]
+    counts = results.segnet_counts("rbc_count")[0]
     counts = counts.assign(truth="rbc_count", model="segnet", weights="authors")
-    results = study.held_out(index_run, counts).set_index(["method", "quantity", "images"])
-    accuracy = results["value"].xs("count_accuracy", level="quantity").unstack()
+    lost = held_out.held_out(index_run, counts).set_index(["method", "quantity", "images"])
+    accuracy = lost["value"].xs("count_accuracy", level="quantity").unstack()
     assert accuracy.loc["cht"].to_dict() == pytest.approx(
         {"test": 90.16, "train": 95.19}, abs=0.006
     )
     assert accuracy.loc["ccl"].to_dict() == pytest.approx({"test": 56.0, "train": 82.7}, abs=0.06)
     assert accuracy.loc["edt"].to_dict() == pytest.approx({"test": 73.2, "train": 88.1}, abs=0.06)
-    results = results.sort_index()
-    difference = results.loc["cht", "value"].xs("test-train", level="images")
+    lost = lost.sort_index()
+    difference = lost.loc["cht", "value"].xs("test-train", level="images")
     low, high = (
         difference["count_accuracy_difference_low"],
         difference["count_accuracy_difference_high"],
@@ -86,19 +98,19 @@ def test_the_authors_segnet_loses_on_held_out_images(index_run):
 @pytest.mark.parametrize("seed", range(3))
 def test_no_constant_is_better_on_the_training_images(seed):
     real = np.random.default_rng(seed).integers(0, 60, 12)
-    best = study.best_constant(real)
+    best = baselines.best_constant(real)
     scores = [count_accuracy(np.full(12, value), real).mean() for value in range(200)]
     assert scores[best] == max(scores)
 
 
 def test_the_area_of_a_true_mask_counts_cells_that_do_not_overlap(run):
-    areas = study.true_areas(run, "plt")
-    one = study.cell_area(run, "plt_count")
+    areas = baselines.true_areas(run, "plt")
+    one = baselines.cell_area(run, "plt_count")
     assert one > 0 and list(areas["image"]) == list(run.data.index.index)
-    results = study.counted_by_area(run, areas, "plt_count", "truth", "none")
+    results = baselines.counted_by_area(run, areas, "plt_count", "truth", "none")
     assert results["value"].notna().any()
     assert set(results["quantity"]) == {"count_accuracy_area", "bias_area"}
-    assert study.counted_by_area(run, areas.iloc[:0], "plt_count", "truth", "none").empty
+    assert baselines.counted_by_area(run, areas.iloc[:0], "plt_count", "truth", "none").empty
 
 
 @pytest.mark.parametrize("radius", [15, 22, 34, 50, 72])
@@ -109,23 +121,23 @@ def test_the_radius_of_cells_is_estimated_from_maps(radius, overlap, soft):
     maps = truth_maps(field, "rbc")
     if soft:
         maps = Maps(*(cv2.GaussianBlur(plane, (0, 0), soft) for plane in (maps.mask, maps.edge)))
-    assert abs(study.cell_radius(maps, HALF) / radius - 1) < 0.1
+    assert abs(magnification.cell_radius(maps, HALF) / radius - 1) < 0.1
 
 
 def test_specks_do_not_change_the_estimate():
     maps = truth_maps(synthetic_smear(5, (400, 500), rbc=25, overlap=0.1), "rbc")
     mask = maps.mask.copy()
     mask[5::40, 5::40] = 1
-    clean, dusty = (study.cell_radius(Maps(m, maps.edge), HALF) for m in (maps.mask, mask))
+    clean, dusty = (magnification.cell_radius(Maps(m, maps.edge), HALF) for m in (maps.mask, mask))
     assert abs(dusty / clean - 1) < 0.02
-    assert np.isnan(study.cell_radius(Maps(0 * mask, maps.edge), HALF))
+    assert np.isnan(magnification.cell_radius(Maps(0 * mask, maps.edge), HALF))
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.4, 2])
 def test_scaled_parameters_count_magnified_cells(factor):
     settings = load_settings("paper")
     maps = truth_maps(synthetic_smear(3, rbc=30, overlap=0.2), "rbc")
-    scaled = study.scaled(settings, "rbc", factor)
+    scaled = magnification.scaled(settings, "rbc", factor)
     for method in ("ccl", "watershed", "edt"):
         found = [len(count(maps, "rbc", method, settings))]
         found.append(len(count(magnified(maps, factor), "rbc", method, scaled)))
@@ -134,7 +146,7 @@ def test_scaled_parameters_count_magnified_cells(factor):
 
 def test_scaled_settings_leave_the_rest_alone():
     settings = load_settings("paper")
-    twice = study.scaled(settings, "rbc", 2)
+    twice = magnification.scaled(settings, "rbc", 2)
     before, after = settings.count["rbc"], twice.count["rbc"]
     assert after["cht"].radius == tuple(2 * r for r in before["cht"].radius)
     assert after["cht"].votes == before["cht"].votes and after["cht"].dp == before["cht"].dp
@@ -143,28 +155,28 @@ def test_scaled_settings_leave_the_rest_alone():
     assert {k: twice.count[k] for k in ("wbc", "plt")} == {
         k: settings.count[k] for k in ("wbc", "plt")
     }
-    tiny = study.scaled(settings, "plt", 0.01).count["plt"]
+    tiny = magnification.scaled(settings, "plt", 0.01).count["plt"]
     assert tiny["edt"].min_distance == 1 and tiny["edt"].min_area == 0
 
 
 def test_colours_change_as_they_are_told():
     image = synthetic_smear(1, (128, 160), rbc=4, wbc=1, plt=1).image
     for kind, neutral in (("brightness", 1), ("white balance", 1), ("gamma", 1)):
-        assert np.array_equal(study.shifted(image, kind, neutral), image)
+        assert np.array_equal(colour.shifted(image, kind, neutral), image)
     for kind, neutral in (("hue", 0), ("saturation", 1)):
         assert (
-            np.abs(study.shifted(image, kind, neutral).astype(int) - image).max() <= 5
+            np.abs(colour.shifted(image, kind, neutral).astype(int) - image).max() <= 5
         )  # HSV in 8 bits
-    for kind, levels in study.SHIFTS.items():
+    for kind, levels in colour.SHIFTS.items():
         for level in levels:
-            changed = study.shifted(image, kind, level)
+            changed = colour.shifted(image, kind, level)
             assert changed.dtype == np.uint8 and not np.array_equal(changed, image)
-    red, green, blue = (study.shifted(image, "white balance", 1.1) / np.maximum(image, 1.0)).mean(
+    red, green, blue = (colour.shifted(image, "white balance", 1.1) / np.maximum(image, 1.0)).mean(
         (0, 1)
     )
     assert red > green > blue
     with pytest.raises(SettingsError, match="no change of colour 'hues'. Did you mean 'hue'"):
-        study.shifted(image, "hues", 1)
+        colour.shifted(image, "hues", 1)
 
 
 def test_small_changes_of_colour_move_the_count_little(authors_folder):
@@ -175,8 +187,8 @@ def test_small_changes_of_colour_move_the_count_little(authors_folder):
     found = len(count(segmenter(image), "rbc", "watershed", settings))
     assert abs(found - 24) <= 3
     for kind in ("brightness", "white balance", "gamma", "saturation"):
-        for level in study.SHIFTS[kind][1:3]:
-            maps = segmenter(study.shifted(image, kind, level))
+        for level in colour.SHIFTS[kind][1:3]:
+            maps = segmenter(colour.shifted(image, kind, level))
             assert abs(len(count(maps, "rbc", "watershed", settings)) - found) <= 5, (kind, level)
 
 
@@ -185,19 +197,19 @@ def test_contacts_of_discs():
     row, col = np.indices((80, 160))
     discs = [np.hypot(row - 40, col - c) <= 18 for c in (30, 60, 130)] + [row < 0]
     cells = sparse.csr_array(np.reshape(discs, (4, -1)).astype(np.int32))
-    share, neighbours = study.contacts(cells, (80, 160))
+    share, neighbours = overlap.contacts(cells, (80, 160))
     assert neighbours.tolist() == [1, 1, 0, 0] and share[2] == share[3] == 0
     assert np.isclose(share[0], share[1]) and 0.15 < share[0] < 0.35
-    assert study.contact_class(np.array([0, 0.05, 0.1, 0.2, 1])).tolist() == [0, 1, 1, 2, 3]
+    assert overlap.contact_class(np.array([0, 0.05, 0.1, 0.2, 1])).tolist() == [0, 1, 1, 2, 3]
 
 
 def test_contacts_of_all_outlined_cells(real_run):
     "63 % of the 5,341 cells touch another."
     touching = []
-    for name in study.names(real_run.data, "rbc", having=["polygons"]):
+    for name in names(real_run.data, "rbc", having=["polygons"]):
         smear = read_smear(real_run.data, name, ("rbc",))
         shape = smear.image.shape[:2]
-        share, neighbours = study.contacts(
+        share, neighbours = overlap.contacts(
             instances_from_polygons(smear.polygons["rbc"], shape), shape
         )
         assert ((share > 0) == (neighbours > 0)).all()
@@ -213,16 +225,17 @@ def test_what_is_found_is_what_is_matched(seed):
         sparse.csr_array((rng.random((12, 60)) < 0.3).astype(np.int32)) for _ in range(2)
     )
     for threshold in (0.1, 0.2, 0.5):
-        found = study.which_found(truth, other, threshold)
+        found = overlap.which_found(truth, other, threshold)
         assert found.sum() == matching(truth, other, (threshold,))["tp"].iloc[0]
     nothing = sparse.csr_array((0, 60), dtype=np.int32)
     assert (
-        not study.which_found(truth, nothing).any() and study.which_found(nothing, truth).size == 0
+        not overlap.which_found(truth, nothing).any()
+        and overlap.which_found(nothing, truth).size == 0
     )
 
 
 def test_the_paper_against_the_data(real_run):
-    results = study.errata_results(real_run).set_index(["quantity", "cell", "images"])
+    results = errata.errata_results(real_run).set_index(["quantity", "cell", "images"])
     pairs = results[["paper", "value"]]
     known = {
         ("images", "plt", "test"): (31, 30),
@@ -239,14 +252,14 @@ def test_the_paper_against_the_data(real_run):
     assert nothing.tolist() == [0.4659, 0.9133, 0.9881, 0.9988]
     dice = results["value"].xs("dice_of_two_annotations").round(3)
     assert dice.droplevel("images").to_dict() == {"rbc_mask": 0.992, "wbc": 0.977, "plt": 0.718}
-    assert study.same_pictures(real_run.data) == [["Im093_0", "Im108_0"]]
-    table = study.errata_table(real_run, results.reset_index())
+    assert errata.same_pictures(real_run.data) == [["Im093_0", "Im108_0"]]
+    table = errata.errata_table(real_run, results.reset_index())
     assert len(table) == 13 and (table != "nan").all().all()
-    assert set(study.silence_table(real_run, results.reset_index())["map"]) >= {"platelets"}
+    assert set(errata.silence_table(real_run, results.reset_index())["map"]) >= {"platelets"}
 
 
 def test_platelet_truths_are_those_of_the_index(real_run):
-    both = study.component_counts(real_run.data, 50).set_index("image")
+    both = errata.component_counts(real_run.data, 50).set_index("image")
     index = real_run.data.index.loc[both.index]
     assert len(both) == 11
     assert (both["components"] == index["plt_mask_components"]).all()
@@ -257,13 +270,13 @@ def test_platelet_truths_are_those_of_the_index(real_run):
 def test_combinations_of_equal_networks_change_nothing():
     maps = truth_maps(synthetic_smear(3, rbc=30, overlap=0.2), "rbc")
     for name in ("average", "own_mask", "own_edge"):
-        both = study.COMBINATIONS[name](maps, maps)
+        both = combining.COMBINATIONS[name](maps, maps)
         assert np.array_equal(both.mask, maps.mask) and np.array_equal(both.edge, maps.edge)
-    wider = study.COMBINATIONS["wider_edge"](maps, None)
+    wider = combining.COMBINATIONS["wider_edge"](maps, None)
     assert (wider.edge >= maps.edge).all() and wider.edge.sum() > maps.edge.sum()
-    product = study.COMBINATIONS["mask_times_rest"](maps, None)
+    product = combining.COMBINATIONS["mask_times_rest"](maps, None)
     assert np.array_equal(product.mask, maps.mask * (1 - maps.edge)) and not product.edge.any()
-    one = study.average(Maps(maps.mask), Maps(maps.mask))
+    one = combining.average(Maps(maps.mask), Maps(maps.mask))
     assert one.edge is None and np.array_equal(one.mask, maps.mask)
 
 
@@ -279,38 +292,40 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
     image.parent.mkdir()
     cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
     settings = dataclasses.replace(settings, paths=paths)
-    run = experiment.Run(settings, DataSet(tmp_path), "bloodcount", 0, tmp_path)
+    run = protocol.Run(settings, DataSet(tmp_path), "bloodcount", 0, tmp_path)
     counts = pd.DataFrame(
         [("Im037_0", "rbc", "cht", 100)], columns=["image", "cell", "method", "predicted"]
     )
     counts = counts.assign(truth="rbc_count", model="do_unet", weights="bloodcount")
-    results = study.held_out(run, counts)
-    own = study.best_counts(run, counts, results)
-    none = study.long_form(run, [])
+    results = held_out.held_out(run, counts)
+    own = held_out.best_counts(run, counts, results)
+    none = results.long_form(run, [])
     tables = [
-        study.held_out_table(results),
-        study.agreement_by_cell(none),
-        study.pixel_baseline_table(study.all_background(run)),
-        study.count_baseline_table(run, study.by_constant(run, "rbc_count")),
-        study.overlap_table(study.overlap_results(run, pd.DataFrame())),
-        study.contact_counts(none),
-        study.colour_table(none),
-        study.magnification_table(none),
-        study.platelet_table(run),
-        study.twice_table(run),
-        study.combining_table(run, none, "rbc_count"),
-        study.errata_table(run, study.errata_results(run)),
+        held_out.held_out_table(results),
+        held_out.agreement_by_cell(none),
+        baselines.pixel_baseline_table(baselines.all_background(run)),
+        baselines.count_baseline_table(run, baselines.by_constant(run, "rbc_count")),
+        overlap.overlap_table(overlap.overlap_results(run, pd.DataFrame())),
+        overlap.contact_counts(none),
+        colour.colour_table(none),
+        magnification.magnification_table(none),
+        errata.platelet_table(run),
+        errata.twice_table(run),
+        combining.combining_table(run, none, "rbc_count"),
+        errata.errata_table(run, errata.errata_results(run)),
     ]
     assert all(table.empty for table in tables)
-    related = study.related_table(run, results)
-    quoted = {"the paper", *study.RELATED.values()}
+    related = held_out.related_table(run, results)
+    quoted = {"the paper", *held_out.RELATED.values()}
     assert len(related) == 22 and set(related["work"]) == quoted, "nothing of ours was counted"
-    assert np.isnan(study.known_radius(run)) and study.other_magnifications(run) == []
+    assert (
+        np.isnan(magnification.known_radius(run)) and magnification.other_magnifications(run) == []
+    )
     figures = [
-        study.overlap_figure(run, none, ""),
-        study.colour_figure(none, "rbc"),
-        study.magnification_figure(none, "cht", ""),
-        study.bland_altman_figure(own.iloc[:0], ""),
+        overlap.overlap_figure(run, none, ""),
+        colour.colour_figure(none, "rbc"),
+        magnification.magnification_figure(none, "cht", ""),
+        held_out.bland_altman_figure(own.iloc[:0], ""),
     ]
     assert all("No image here" in figure.texts[0].get_text() for figure in figures)
 
@@ -326,13 +341,13 @@ def test_the_pooled_dice_is_that_of_all_pixels_together():
     sizes = pd.Series({name: truth.size for name, truth in truths.items()})
     f, t = (np.concatenate([part[n].ravel() for n in shapes]) for part in (found, truths))
     expected = 2 * (f & t).sum() / (f.sum() + t.sum())
-    assert experiment.pooled_dice(scores, sizes) == pytest.approx(expected)
+    assert results.pooled_dice(scores, sizes) == pytest.approx(expected)
     nothing = pd.DataFrame([pixel_scores(np.zeros((4, 4)), np.zeros((4, 4)))])
-    assert experiment.pooled_dice(nothing, pd.Series([16])) == 1
+    assert results.pooled_dice(nothing, pd.Series([16])) == 1
 
 
 def test_the_table_of_combinations_has_a_title_for_each():
-    assert set(study.COMBINATION_TITLES) == set(study.COMBINATIONS) >= set(study.ALONE)
+    assert set(combining.COMBINATION_TITLES) == set(combining.COMBINATIONS) >= set(combining.ALONE)
     assert set(COUNTERS) >= {"cht"} and Path(PROJECT / "data" / "paper" / "claims.csv").exists()
 
 
@@ -346,7 +361,7 @@ def test_images_are_taken_two_at_a_time_in_order_until_one_fails(monkeypatch, tm
         time.sleep(0.2 * (number % 2 == 0))
         return 10 * number
 
-    assert experiment.two_at_a_time(make, range(6), "numbers") == [0, 10, 20, 30, 40, 50]
+    assert protocol.two_at_a_time(make, range(6), "numbers") == [0, 10, 20, 30, 40, 50]
     assert sorted(seen) == list(range(6)) and "6/6" in (tmp_path / "bar").read_text()
 
     def fail(number):
@@ -357,5 +372,5 @@ def test_images_are_taken_two_at_a_time_in_order_until_one_fails(monkeypatch, tm
 
     seen.clear()
     with pytest.raises(InputError, match="torn"):
-        experiment.two_at_a_time(fail, range(50), "numbers")
+        protocol.two_at_a_time(fail, range(50), "numbers")
     assert len(seen) < 10, "the others are not begun"

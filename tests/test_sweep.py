@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from bloodcount import cli, sweep
+from bloodcount import cli
 from bloodcount.errors import InputError, SettingsError
+from bloodcount.studies import sweep
 
 COMMAND = [sys.executable, "-c", "from bloodcount.cli import main; main()", "sweep"]
 # What a point does after it has said so in the ledger, by its parameter `how`.
