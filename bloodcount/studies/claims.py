@@ -44,7 +44,7 @@ def _counting(says: str, model: str, cell: str, method: str, images: str) -> Cla
     table = table_of("counting", f"{cell}_count")
     return Claim(says, table, model, cell, "count_accuracy", images, method)
 
-
+# %% ../../nbs/studies/14_claims.ipynb #5637edff
 CLAIMS = (
     _counting("red cells are counted to", "do_unet", "rbc", "cht", "all13"),
     _counting("white cells are counted to", "do_unet", "wbc", "watershed", "all13"),
@@ -97,7 +97,7 @@ def verdict(
     percent = HELD_OUT_LOSS if paper > 1 else HELD_OUT_LOSS / 100
     return "partly" if held_out < paper - percent else "reproduced"
 
-
+# %% ../../nbs/studies/14_claims.ipynb #a89b9cd0
 def claims_table(
     results: pd.DataFrame,  # Long form, of all notebooks
 ) -> pd.DataFrame:  # One row per claim; text
@@ -126,7 +126,7 @@ def claims_table(
 # Choices that were made after errors on test images had been seen (nbs/paper/03_wbc.ipynb).
 AFTER_THE_TEST = {"wbc": "†"}
 
-
+# %% ../../nbs/studies/14_claims.ipynb #2ada56f5
 def headline_table(
     results: pd.DataFrame,  # Long form, of all notebooks
 ) -> pd.DataFrame:  # One row per cell type; text
@@ -154,7 +154,7 @@ def headline_table(
         })  # fmt: skip
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/studies/14_claims.ipynb #e506ef41
 def _interval(part: pd.DataFrame) -> str:
     "The count accuracy of the test images, with its interval in brackets."
     value, low, high = (
