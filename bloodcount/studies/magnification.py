@@ -181,15 +181,15 @@ def magnification_table(
     results: pd.DataFrame,  # Of `magnification_results`
 ) -> pd.DataFrame:  # One row per network, method, images and scale; text
     "Count accuracy at each scale in each way, and the radius that was estimated."
-    rows, keys = [], [*COUNTING, "images", "level"]
-    results = results[results["table"] == "magnification"]
-    for (*key, images, scale), part in results.groupby(keys, sort=False):
-        row = counted_by(key) | {"images": images, "scale": f"{scale:g}"}
-        row["estimated radius, px"] = f"{value_of(part, 'radius', images):.1f}"
-        for way in WAYS:
-            accuracy = value_of(part[part["condition"] == way], "count_accuracy", images)
-            row[way] = number(accuracy, "count_accuracy")
-        rows.append(row)
+    rows, results = [], results[results["table"] == "magnification"]
+    for (*key, images), part in results.groupby([*COUNTING, "images"], sort=False):
+        for scale, at in part.groupby("level", sort=False):
+            row = counted_by(key) | {"images": images, "scale": f"{scale:g}"}
+            row["estimated radius, px"] = f"{value_of(at, 'radius', images):.1f}"
+            for way in WAYS:
+                accuracy = value_of(at[at["condition"] == way], "count_accuracy", images)
+                row[way] = number(accuracy, "count_accuracy")
+            rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/studies/11_magnification.ipynb #535b9589
