@@ -218,7 +218,7 @@ _OF_TRAINING = [
     ),
 ]  # fmt: skip
 
-# %% ../../nbs/studies/12_errata.ipynb #e0d511df
+# %% ../../nbs/studies/12_errata.ipynb #d4d9dc32
 def _texts(
     run: Run,
     results: pd.DataFrame,  # Of `errata_results`
@@ -239,7 +239,7 @@ def _texts(
     texts = {name: f"{round(n, 4):.9g}" for name, n in numbers.items()}
     return texts | {"twins": " and ".join(same_pictures(run.data)[0])}
 
-
+# %% ../../nbs/studies/12_errata.ipynb #6b9b7385
 def errata_table(
     run: Run,
     results: pd.DataFrame,  # Of `errata_results`
