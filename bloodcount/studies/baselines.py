@@ -9,8 +9,6 @@ __all__ = ['BASELINE_PIXELS', 'TILES', 'CONSTANT', 'AREA', 'CEILINGS', 'CEILING_
            'count_baseline_table', 'ceilings', 'error_parts']
 
 # %% ../../nbs/studies/08_baselines.ipynb #515a093c
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
@@ -34,9 +32,19 @@ from bloodcount.studies.protocol import (
     score_truth,
 )
 from bloodcount.studies.results import (
-    MAIN_TRUTH, TRUTH, TRUTH_TITLES, count_results, instance_results, joined, long_form, network_title, pixel_results,
-    published, table_of, value_of,
-)  # fmt: skip
+    MAIN_TRUTH,
+    TRUTH,
+    TRUTH_TITLES,
+    count_results,
+    instance_results,
+    joined,
+    long_form,
+    network_title,
+    pixel_results,
+    published,
+    table_of,
+    value_of,
+)
 from .tables import COUNTING, map_title
 from ..tiles import cut_grid
 
@@ -151,7 +159,7 @@ def pixel_baseline_table(
 
 # %% ../../nbs/studies/08_baselines.ipynb #c326d358
 def best_constant(
-    real: Sequence[float],  # Real counts of the training images
+    real: np.ndarray | list[int],  # Real counts of the training images, (n,)
 ) -> int:
     "The whole number that has the best mean count accuracy, the smallest if several have."
     real = np.asarray(real, float)
@@ -292,7 +300,7 @@ def count_baselines(
     return joined(run, frames)
 
 # %% ../../nbs/studies/08_baselines.ipynb #e9fdccf8
-def _counted_how(key: Sequence[str], level: float) -> str:
+def _counted_how(key: tuple[str, ...], level: float) -> str:
     "How a baseline counts, in words, from the columns COUNTING and condition."
     model, weights, recipe, cell, method, condition = key
     if condition == CONSTANT:
