@@ -124,12 +124,12 @@ def _network_pixels(part: pd.DataFrame, background: dict[str, float]) -> dict[st
     paper = accuracy["weights"] == "none"
     title = network_title(*accuracy[["model", "weights", "recipe", "cell"]])
     value = accuracy["paper" if paper else "value"]
-    above = value - background.get(accuracy["condition"], np.nan)
+    above = value - background[accuracy["condition"]]
     return {
         "said by": f"the paper's {title}" if paper else title,
         "images": accuracy["condition"] or "whole",
         "accuracy": f"{value:.4f}",
-        "above background": f"{above:+.4f}" if np.isfinite(above) else "",
+        "above background": f"{above:+.4f}",
         "Dice at 0.5": number(value_of(part, "dice_50", "test")),
     }
 
