@@ -29,7 +29,8 @@ import nbformat
 from ..cache import commit, environment
 from ..errors import BloodcountError, InputError, RunError, SettingsError, hint
 from ..files import copy_file, sha256, write_text
-from ..settings import PROJECT, code_digest, digest
+from ..settings import PROJECT
+from ..source import code_digest, digest, unchanged
 
 # %% ../../nbs/studies/20_runner.ipynb #8079724f
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -170,6 +171,8 @@ def run_task(folder: str) -> None:
             raise RunError("The code of bloodcount here is not that of the command.")
         target = place / "out" / "notebook.ipynb"
         _execute(place / "notebook.ipynb", target, task["parameters"], task["timeout"])
+        if not unchanged():
+            raise RunError("The code of bloodcount was edited while the notebook ran; start anew.")
     except BloodcountError as error:
         said = str(error)
     except KeyboardInterrupt:

@@ -28,7 +28,8 @@ from ..data import real_data
 from ..errors import InputError
 from ..files import sha256, writable, write_text
 from ..segmentation import SHIPPED
-from ..settings import PROFILES, PROJECT, WEIGHTS, code_digest, digest, load_settings
+from ..settings import PROFILES, PROJECT, load_settings
+from ..source import code_digest, digest
 from .parameters import check_parameters
 from .protocol import SEGNET_MASKS
 from bloodcount.studies.runner import (
@@ -121,8 +122,7 @@ def read_grid(
 # %% ../../nbs/studies/21_sweep.ipynb #147921c9
 def _inputs() -> tuple:
     "What a point depends on beside its notebook and its parameters."
-    pairs = itertools.product(PROFILES, WEIGHTS)
-    every = [dataclasses.asdict(load_settings(*pair)) for pair in pairs]
+    every = [dataclasses.asdict(load_settings(profile)) for profile in PROFILES]
     chosen = [{k: v for k, v in settings.items() if k != "paths"} for settings in every]
     try:
         data = real_data(load_settings()).fingerprint
