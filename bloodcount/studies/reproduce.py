@@ -131,9 +131,7 @@ def notebook_job(reproduction: Reproduction, name: str) -> Job:
     parameters = {"profile": settings.profile}
     check_parameters(source, parameters, name)
     code = code_cells(source)
-    variants = [settings, *(load_settings(settings.profile, owner) for owner in WEIGHTS)]
-    chosen = [settings_read(each, "\n".join(code)) for each in variants]
-    inputs = data.fingerprint, packaged(), _files_read(), chosen
+    inputs = data.fingerprint, packaged(), _files_read(), _settings_read(settings)
     made_by = code, declared_outputs(source), _code(), environment()["versions"]
     about = {
         "data": {"title": data.title, "fingerprint": data.fingerprint},
