@@ -367,12 +367,14 @@ def reproduce(
 ) -> None:
     "Run the paper's notebooks; what is done is not done again."
     known_profile(profile)
-    from bloodcount import paper
-
     if show:
-        print(paper.list_notebooks())
+        from bloodcount.studies.page import list_notebooks
+
+        print(list_notebooks())
         return
-    raise typer.Exit(paper.reproduce(profile, only, publish))
+    from bloodcount.studies import reproduce as studies
+
+    raise typer.Exit(studies.reproduce(profile, only, publish))
 
 # %% ../nbs/11_cli.ipynb #8b967259
 @app.command()
@@ -382,9 +384,9 @@ def report(
 ) -> None:
     "Write all figures and tables as one self-contained page."
     known_profile(profile)
-    from bloodcount.studies.runner import html_report
+    from bloodcount.studies import reproduce as studies
 
-    html_report(profile, html)
+    studies.report(profile, html)
     print(f"{html} is written.")
 
 # %% ../nbs/11_cli.ipynb #be5ca1e5
@@ -424,18 +426,15 @@ def sweep(
         raise SettingsError(
             "--workers is for this machine; a Dask cluster has workers of its own: leave one out."
         )
-    from bloodcount import sweep as sweeps
+    from bloodcount.studies import sweep as studies
 
-    out = out or sweeps.default_out(notebook, grid)
-    points = sweeps.sweep(notebook, grid, out, workers or 1, dask)
-    print(
-        f"{sweeps.summary_text(points)}\n\nIn {out}: summary.csv{', results.csv' if (out / 'results.csv').exists() else ''}"
-    )
+    out = out or studies.default_out(notebook, grid)
+    points = studies.sweep(notebook, grid, out, workers or 1, dask)
+    tables = ", ".join(name for name in ("summary.csv", "results.csv") if (out / name).exists())
+    print(f"{studies.summary_text(points)}\n\nIn {out}: {tables}")
     if failed := int((points["status"] == "failed").sum()):
-        print(
-            f"{failed} of {len(points)} {'point' if len(points) == 1 else 'points'} failed.",
-            file=sys.stderr,
-        )
+        noun = "point" if len(points) == 1 else "points"
+        print(f"{failed} of {len(points)} {noun} failed.", file=sys.stderr)
         raise typer.Exit(1)
 
 # %% ../nbs/11_cli.ipynb #64403878
