@@ -30,7 +30,7 @@ from bloodcount.evaluation import (
     steps,
 )
 from ..files import read_card
-from ..models import model_folder, read_counting
+from ..models import counting_for, model_folder
 from bloodcount.segmentation import (
     SHIPPED,
     Maps,
@@ -77,6 +77,11 @@ COMPARED = ("bloodcount", "authors", "segnet")
 SEGNET_MASKS = PROJECT / "data" / "segnet"
 
 
+def _folder(run: "Run", cell: str) -> Path:
+    "Where the card of a run's network lies, and what was tuned for it."
+    return SEGNET_MASKS / cell if run.weights == "segnet" else model_folder(cell, run.weights)
+
+# %% ../../nbs/studies/00_protocol.ipynb #f7cf4cb8
 @dataclasses.dataclass(frozen=True)
 class Run:
     "One execution of a paper notebook, with one set of weights."
@@ -93,14 +98,6 @@ class Run:
         "What every output says of itself."
         return f"profile {self.settings.profile}, {self.data.title}, data {self.data.fingerprint}"
 
-    def model_folder(self, cell: str) -> Path:
-        "Where the card of the network lies, and what was tuned for it."
-        return SEGNET_MASKS / cell if self.weights == "segnet" else model_folder(cell, self.weights)
-
-    def card(self, cell: str) -> dict | None:
-        "What the trained model says of itself; None for the authors' networks."
-        return read_card(self.model_folder(cell))
-
     @property
     def network(self) -> str:
         "The network, a key of bloodcount.networks.MODELS."
@@ -108,20 +105,20 @@ class Run:
             return "segnet" if self.weights == "segnet" else "do_unet"
         return read_card(Path(self.weights))["network"]
 
+    def card(self, cell: str) -> dict | None:
+        "What the trained model says of itself; None for the authors' networks."
+        return read_card(_folder(self, cell))
+
     def who(self, cell: str) -> dict[str, str]:
         "Network, owner of the weights and recipe, as the columns of results say them."
-        card, theirs = self.card(cell), self.weights == "authors"
-        recipe = card["recipe"] if card else ""
-        return {
-            "model": self.network,
-            "weights": "authors" if theirs else "bloodcount",
-            "recipe": recipe,
-        }
+        card, owner = self.card(cell), "authors" if self.weights == "authors" else "bloodcount"
+        return {"model": self.network, "weights": owner, "recipe": card["recipe"] if card else ""}
 
     def how(self, cell: str) -> Counting:
         "Thresholds and parameters by which the cells are counted."
-        tuned = read_counting(self.model_folder(cell)) if self.counting == "tuned" else None
-        return tuned or self.settings.published[self.network][cell]
+        published = self.settings.published[self.network][cell]
+        tuned = self.counting == "tuned"
+        return counting_for(_folder(self, cell), published) if tuned else published
 
     def by(self, weights: str) -> "Run":
         "The same with other weights."
@@ -255,7 +252,7 @@ def kept_rows(
     name = digest(about, run.data.fingerprint, computed_by(*SCORED_BY, *modules))
     return kept_json(run.settings.paths.runs / "cache" / study / f"{name}.json", make)
 
-
+# %% ../../nbs/studies/00_protocol.ipynb #91d5fea2
 def score(
     run: Run,
     cell: str,
@@ -346,7 +343,7 @@ def about(run: Run, cell: str) -> str:
     who = run.who(cell)
     return f"{cell}, {who['model']} {who['weights']}"
 
-
+# %% ../../nbs/studies/00_protocol.ipynb #5432e1b4
 def score_network(
     run: Run,
     cell: str,

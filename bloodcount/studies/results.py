@@ -54,7 +54,7 @@ def table_of(study: str, truth: str) -> str:
     "The table of a study that has one for each truth."
     return f"{study}_{truth}"
 
-
+# %% ../../nbs/studies/01_results.ipynb #80cee9ab
 def published() -> pd.DataFrame:
     "Every number that the paper printed (data/paper/published.csv)."
     texts = dict.fromkeys(("recipe", "map", "method", "images"), str)
@@ -71,7 +71,7 @@ def long_form(
     frame = frame.fillna(_EMPTY).astype(dict.fromkeys(("level", "n", "value"), float))
     return frame.assign(paper=_paper_numbers(run, frame), profile=run.settings.profile)
 
-
+# %% ../../nbs/studies/01_results.ipynb #1c522bac
 def _paper_numbers(run: Run, frame: pd.DataFrame) -> np.ndarray:
     "The paper's number for each row, NaN where it printed none."
     if run.data.kind != "all-idb1" or not len(frame):
@@ -95,7 +95,7 @@ def value_of(part: pd.DataFrame, quantity: str, images: str, column: str = "valu
     found = part[column][(part["quantity"] == quantity) & (part["images"] == images)]
     return float(found.iloc[0]) if len(found) else np.nan
 
-
+# %% ../../nbs/studies/01_results.ipynb #5a10142a
 def joined(run: Run, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
     "Results one below the other; empty ones change nothing."
     return pd.concat([frame for frame in frames if len(frame)] or [long_form(run, [])])
@@ -149,7 +149,7 @@ def count_results(
     long = pd.concat([long, *sides]).assign(table=table, condition=condition)
     return long_form(run, long.assign(n=long["images"].map(sizes)))
 
-
+# %% ../../nbs/studies/01_results.ipynb #62f8def2
 def instance_results(
     run: Run,
     matches: pd.DataFrame,  # Of `Scores`
@@ -192,7 +192,7 @@ def pooled_dice(
     wrong = ((1 - scores["accuracy"]) * sizes).sum()
     return 2 * hits / (2 * hits + wrong) if hits + wrong else 1.0
 
-
+# %% ../../nbs/studies/01_results.ipynb #1b6c6321
 def pixel_results(
     run: Run,
     pixels: pd.DataFrame,  # Of `Scores`
@@ -248,7 +248,7 @@ def segnet_counts(truth: str) -> list[pd.DataFrame]:
         frames.append(long)
     return sorted(frames, key=len)
 
-
+# %% ../../nbs/studies/01_results.ipynb #9809c5f3
 def segnet_results(
     run: Run,
     truth: str,
@@ -315,7 +315,7 @@ def sweep_threshold(
     ]
     return joined(run, frames)
 
-
+# %% ../../nbs/studies/01_results.ipynb #4df9560b
 def _at_threshold(
     run: Run, cell: str, which: str, value: float | str, images: Sequence[dict]
 ) -> pd.DataFrame:
@@ -343,7 +343,7 @@ def write_results(
     write_text(run.folder / name, results.round(6).to_csv(index=False, lineterminator="\n"))
     return results
 
-
+# %% ../../nbs/studies/01_results.ipynb #654de87f
 def counts_with_truth(
     run: Run,
     counts: pd.DataFrame,  # image, cell, method, predicted

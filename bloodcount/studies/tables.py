@@ -50,7 +50,7 @@ def _by_size(group: str) -> int:
     "Groups of images in the order of a heading: by size, then training and test images."
     return int(group[3:]) if group.startswith("all") else 10_000
 
-
+# %% ../../nbs/studies/02_tables.ipynb #0109b8d6
 def counting_table(
     results: pd.DataFrame,  # Long form, columns RESULTS
 ) -> pd.DataFrame:  # One row per network, cell and method; text
@@ -84,7 +84,7 @@ def _agreement_row(scores: pd.DataFrame, group: str) -> dict[str, str]:
         "within Poisson": number(value_of(scores, "poisson_share", group), "poisson_share")
     }
 
-
+# %% ../../nbs/studies/02_tables.ipynb #e01fc369
 def agreement_table(
     results: pd.DataFrame,  # Long form, columns RESULTS
 ) -> (
@@ -139,7 +139,7 @@ def pixel_table(
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()] if len(table) else table
 
-
+# %% ../../nbs/studies/02_tables.ipynb #c90be000
 def map_title(cell: str, map_: str) -> str:
     "A map, as tables say it; only red cells have two."
     return f"{CELL_TITLES[cell]}, {map_}" if cell == "rbc" else CELL_TITLES[cell]
@@ -204,13 +204,8 @@ def _numeric(texts: Sequence[str]) -> bool:
     return bool(texts) and all(re.fullmatch(r"-?[\d,.]+( \[[^]]*\])?", text) for text in texts)
 
 # %% ../../nbs/studies/02_tables.ipynb #17118e9f
-def latex_table(
-    table: pd.DataFrame,
-    caption: str,
-    source: str,  # Below it
-    label: str,  # To refer to it
-) -> str:
-    "A table as LaTeX that compiles without a package."
+def _tabular(table: pd.DataFrame) -> list[str]:
+    "The lines of a table's rows and headings, headings folded."
     columns = [table.iloc[:, i].astype(str).tolist() for i in range(table.shape[1])]
     sides = "".join("r" if _numeric(column) else "l" for column in columns)
     # An empty group: a bracket or a star after \\ would be read as its argument
@@ -223,29 +218,24 @@ def latex_table(
         for side, head in zip(sides, folded)
     ]
     rows = ["{}" + " & ".join(latex_text(cell) for cell in row) + r" \\" for row in zip(*columns)]
-    body = [
-        rf"\begin{{tabular}}{{{sides}}}",
-        r"\hline",
-        " & ".join(heads) + r" \\",
-        r"\hline",
-        *rows,
-        r"\hline",
-        r"\end{tabular}",
-    ]
-    # Only what is too wide shrinks, and only where graphicx is loaded
-    fit = r"\ifdefined\resizebox\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi\else\usebox0\fi"
-    body = (
-        [
-            r"\setlength{\tabcolsep}{4pt}",
-            r"\renewcommand{\arraystretch}{1.15}",
-            r"\sbox0{%",
-            *body,
-            "}",
-            fit,
-        ]
-        if columns
-        else [_NOTHING]
-    )
+    above = [rf"\begin{{tabular}}{{{sides}}}", r"\hline", " & ".join(heads) + r" \\", r"\hline"]
+    return [*above, *rows, r"\hline", r"\end{tabular}"]
+
+
+# Only what is too wide shrinks, and only where graphicx is loaded
+_FIT = (
+    r"\ifdefined\resizebox\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"
+    r"\else\usebox0\fi"
+)
+
+# %% ../../nbs/studies/02_tables.ipynb #6435f7f6
+def latex_table(
+    table: pd.DataFrame,
+    caption: str,
+    source: str,  # Below it
+    label: str,  # To refer to it
+) -> str:
+    "A table as LaTeX that compiles without a package."
     head = [
         r"\begin{table}",
         r"\centering\footnotesize",
@@ -253,9 +243,10 @@ def latex_table(
         rf"\label{{{label}}}",
         r"\smallskip",
     ]
-    return "\n".join(
-        [*head, *body, "", r"\smallskip", rf"\emph{{{latex_text(source)}}}", r"\end{table}", ""]
-    )
+    spaces = [r"\setlength{\tabcolsep}{4pt}", r"\renewcommand{\arraystretch}{1.15}", r"\sbox0{%"]
+    body = [*spaces, *_tabular(table), "}", _FIT] if len(table.columns) else [_NOTHING]
+    below = ["", r"\smallskip", rf"\emph{{{latex_text(source)}}}", r"\end{table}", ""]
+    return "\n".join([*head, *body, *below])
 
 # %% ../../nbs/studies/02_tables.ipynb #f9053266
 def write_table(

@@ -173,7 +173,7 @@ def _directions(thresholds: Thresholds, parameters: Any, name: str, values: Sequ
     now = getattr(owner, name)
     return [[v] for v in values if v != now] if of_cut else _next_values(now, values)
 
-
+# %% ../../nbs/studies/05_tuning.ipynb #73d0b56a
 def search(
     made: Sequence[Example],
     method: str,  # A key of COUNTERS
@@ -223,7 +223,7 @@ def tune(
     best = max((m for m in scores if m != "ccl_mask"), key=scores.get)
     return Counting(thresholds, best, tuned), scores
 
-
+# %% ../../nbs/studies/05_tuning.ipynb #ef465eb0
 def tune_model(
     folder: Path,  # Of a trained model
     settings: Settings,
