@@ -69,7 +69,7 @@ class Reproduction:
         "What stands at the top of its results page, in Markdown."
         return _about(self)
 
-
+# %% ../../nbs/studies/23_reproduce.ipynb #22d26fe7
 def _about(reproduction: Reproduction) -> str:
     no_results = "**Not the paper's protocol on the paper's data: these are no results.** "
     profile, data = reproduction.settings.profile, reproduction.data
@@ -83,7 +83,7 @@ def _about(reproduction: Reproduction) -> str:
         "learnt for red cells, 5 for white cells, 5 for platelets: the columns `train` and `test` keep them apart."
     )
 
-# %% ../../nbs/studies/23_reproduce.ipynb #0cb2ad46
+# %% ../../nbs/studies/23_reproduce.ipynb #707eb0ec
 def reproductions(profile: str) -> list[Reproduction]:
     "What there is to do on this machine for a profile."
     settings = load_settings(profile)
@@ -93,7 +93,7 @@ def reproductions(profile: str) -> list[Reproduction]:
         chosen.insert(0, Reproduction(smoke, sample_data(smoke)))
     return chosen
 
-# %% ../../nbs/studies/23_reproduce.ipynb #2d3e83ef
+# %% ../../nbs/studies/23_reproduce.ipynb #de2c4c1f
 NOT_PAPER = ("app", "batch", "cli", "exports", "quality")  # Modules for people's own images
 
 
@@ -123,7 +123,7 @@ def _weights() -> dict[str, dict[str, str]]:
         known[owner] = {cell: card["weights_sha256"] for cell, card in cards.items() if card}
     return known
 
-# %% ../../nbs/studies/23_reproduce.ipynb #de2c4c1f
+# %% ../../nbs/studies/23_reproduce.ipynb #f54f3a43
 def notebook_job(reproduction: Reproduction, name: str) -> Job:
     "A paper notebook as a job of the runner; raises `SettingsError` if it lacks its parameters."
     settings, data = reproduction.settings, reproduction.data
@@ -144,7 +144,7 @@ def notebook_job(reproduction: Reproduction, name: str) -> Job:
         code_digest(), settings.reproduce.timeout, about,
     )  # fmt: skip
 
-# %% ../../nbs/studies/23_reproduce.ipynb #bfeddcd3
+# %% ../../nbs/studies/23_reproduce.ipynb #c6e548af
 # On 2 cores, measured: to start a notebook, and all notebooks for one megapixel of one cell type by one network.
 SECONDS_PER_NOTEBOOK, SECONDS_PER_MEGAPIXEL = 10, 2.6
 
@@ -162,7 +162,7 @@ def expected_minutes(reproduction: Reproduction) -> float:
         total += (1 + zoom**2) * sum(pixels[name] for name in counted)
     return (SECONDS_PER_NOTEBOOK * len(notebooks()) + SECONDS_PER_MEGAPIXEL * total / 1e6) / 60
 
-# %% ../../nbs/studies/23_reproduce.ipynb #fe50604c
+# %% ../../nbs/studies/23_reproduce.ipynb #a53bb590
 def run_notebooks(reproduction: Reproduction, names: list[str]) -> list[str]:
     "Run the paper notebooks that are not done; the names of those that failed."
     data, failed = reproduction.data, []
@@ -190,7 +190,7 @@ def run_notebooks(reproduction: Reproduction, names: list[str]) -> list[str]:
         results_page(reproduction.figures, reproduction.about)
     return failed
 
-# %% ../../nbs/studies/23_reproduce.ipynb #a53bb590
+# %% ../../nbs/studies/23_reproduce.ipynb #fd810411
 def _known_notebook(name: str) -> str:
     name = name.removesuffix(".ipynb")
     if name not in notebooks():
@@ -224,7 +224,7 @@ def report(profile: str, path: Path) -> None:
     reproduction = reproductions(profile)[-1]
     results_html(reproduction.figures, reproduction.about, path)
 
-# %% ../../nbs/studies/23_reproduce.ipynb #0d70fc2e
+# %% ../../nbs/studies/23_reproduce.ipynb #37c0f073
 def publish_notebooks(reproduction: Reproduction, names: list[str]) -> None:
     "Put the outputs of the executed notebooks into nbs/paper; raises `InputError` for any but a real run."
     _only_official(reproduction)

@@ -102,7 +102,7 @@ class Job:
         "Where the executed notebook goes that shows what went wrong."
         return self.executed.with_suffix(".failed.ipynb")
 
-
+# %% ../../nbs/studies/20_runner.ipynb #1dcd88de
 def read_provenance(path: Path) -> dict:
     "What a provenance file says; nothing if it is missing or damaged."
     try:
@@ -124,7 +124,7 @@ def is_done(job: Job) -> bool:
     except (OSError, KeyError, AttributeError):
         return False
 
-# %% ../../nbs/studies/20_runner.ipynb #d9ef2c3d
+# %% ../../nbs/studies/20_runner.ipynb #3f4dbbac
 def fault(
     executed: nbformat.NotebookNode,
     folder: Path,  # Where its outputs should be
@@ -159,7 +159,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any], timeout: in
     if wrong := fault(nbformat.read(target, as_version=4), target.parent):
         raise RunError(wrong)
 
-# %% ../../nbs/studies/20_runner.ipynb #6b0ab871
+# %% ../../nbs/studies/20_runner.ipynb #7f6c123c
 def run_task(folder: str) -> None:
     "What the process of a job does: the task of a folder, whose outcome goes to fault.txt."
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -187,7 +187,7 @@ def _end_with_parent() -> None:
     time.sleep(10)
     os._exit(1)
 
-# %% ../../nbs/studies/20_runner.ipynb #7f6c123c
+# %% ../../nbs/studies/20_runner.ipynb #c091139c
 def _in_process(
     job: Job,
     place: Path,  # An empty folder
@@ -227,7 +227,7 @@ def _outcome(place: Path, status: int) -> tuple[str, bool]:
     reason = signal.strsignal(-status) if status < 0 else last[-1]
     return f"its process ended early ({reason}).", True
 
-# %% ../../nbs/studies/20_runner.ipynb #c7a4f3fc
+# %% ../../nbs/studies/20_runner.ipynb #b7785f70
 class Outcome(NamedTuple):
     "How a job ended."
 
@@ -249,7 +249,7 @@ def run(
         fault, _ = _attempt(job, stop, show)
     return Outcome(fault, round(time.perf_counter() - began, 1))
 
-
+# %% ../../nbs/studies/20_runner.ipynb #b0048983
 def _attempt(job: Job, stop: threading.Event, show: bool) -> tuple[str, bool]:
     began = time.perf_counter()
     job.failed.unlink(missing_ok=True)
@@ -277,7 +277,7 @@ def _put_into_place(job: Job, written: Path, seconds: float) -> None:
     }  # fmt: skip
     write_text(job.provenance, json.dumps(provenance, indent=1))
 
-# %% ../../nbs/studies/20_runner.ipynb #5a3b5c6c
+# %% ../../nbs/studies/20_runner.ipynb #1fd6090f
 def on_this_machine(
     jobs: Sequence[Job],
     workers: int,  # Jobs at once
@@ -299,7 +299,7 @@ def _result(future: Any) -> Outcome:
     except Exception as error:  # noqa: BLE001 a full disk, a lost scheduler, a mistake: the other jobs go on
         return Outcome(f"{type(error).__name__}: {error}", 0.0)
 
-
+# %% ../../nbs/studies/20_runner.ipynb #7d02a52f
 def on_dask(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Outcome]]:
     "Run jobs on a Dask cluster; raises `SettingsError` or `InputError`."
     if not jobs:

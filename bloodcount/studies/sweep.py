@@ -93,7 +93,7 @@ def _named(path: Path, number: int, point: Any) -> str:
             "put quotes around a date."
         ) from None
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #70ac6189
 def _combinations(path: Path, grid: dict[str, Any]) -> list[dict[str, Any]]:
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -119,7 +119,7 @@ def read_grid(
             raise InputError(f"{path}: points {first} and {number} are the same: {values}.")
     return points
 
-# %% ../../nbs/studies/21_sweep.ipynb #147921c9
+# %% ../../nbs/studies/21_sweep.ipynb #f1b7aebf
 def _inputs() -> tuple:
     "What a point depends on beside its notebook and its parameters."
     every = [dataclasses.asdict(load_settings(profile)) for profile in PROFILES]
@@ -142,7 +142,7 @@ def _cards(parameters: dict[str, Any]) -> list[str]:
             found.append(sha256(Path(value) / "card.json"))
     return found
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #525013fa
 def plan(
     notebook: str,  # As 02_rbc, or a path to a .ipynb
     grid: Path,  # A YAML file
@@ -163,7 +163,7 @@ def plan(
         jobs.append(Job(path.stem, source, parameters, key, *files, code, timeout))
     return jobs
 
-# %% ../../nbs/studies/21_sweep.ipynb #f6d16fe4
+# %% ../../nbs/studies/21_sweep.ipynb #252d9f7d
 def _with_parameters(frame: pd.DataFrame, parameters: Sequence[dict]) -> pd.DataFrame:
     "A column for each parameter in front of a frame with a row for each mapping."
     for place, name in enumerate(dict.fromkeys(n for mapping in parameters for n in mapping)):
@@ -201,7 +201,7 @@ def write_results(points: Sequence[Job], out: Path) -> None:
     else:
         (out / "results.csv").unlink(missing_ok=True)
 
-# %% ../../nbs/studies/21_sweep.ipynb #ad85ac48
+# %% ../../nbs/studies/21_sweep.ipynb #0ef0327f
 def write_summary(
     points: Sequence[Job],
     ended: dict[str, Outcome],  # By key, of the points that were run
@@ -237,7 +237,7 @@ def summary_text(
     more = f"\nand {len(summary) - longest} more, in summary.csv" if len(summary) > longest else ""
     return tabulate(shown, "keys", "simple", showindex=False, disable_numparse=True) + more
 
-# %% ../../nbs/studies/21_sweep.ipynb #0ef0327f
+# %% ../../nbs/studies/21_sweep.ipynb #a4fe1636
 def sweep(
     notebook: str,  # As 02_rbc, or a path to a .ipynb
     grid: Path,  # A YAML file
