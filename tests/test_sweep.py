@@ -42,6 +42,12 @@ def write_notebook(path: Path, here: Path, *cells: str, tag: str = "parameters")
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_real_data(monkeypatch):
+    "All files of the data set are part of a point's key; here none are."
+    monkeypatch.delenv("BLOODCOUNT_DATA", raising=False)
+
+
 @pytest.fixture
 def book(tmp_path) -> Path:
     return write_notebook(tmp_path / "book.ipynb", tmp_path)
