@@ -23,7 +23,7 @@ from IPython.display import SVG, Image
 from matplotlib.figure import Figure
 from PIL.PngImagePlugin import PngInfo
 
-from ..counting import Cells, count, look_at
+from ..counting import Cells, binary, count
 from ..data import Smear, names, read_smear
 from bloodcount.drawing import (
     CELL_COLOURS,
@@ -39,8 +39,8 @@ from bloodcount.drawing import (
 from ..errors import InputError
 from ..files import replacing
 from ..segmentation import Maps
-from ..settings import Thresholds
-from .protocol import Run, maps_of, views
+from ..settings import OF_EDGES, Thresholds
+from .protocol import Run, maps_of
 
 # %% ../../nbs/studies/03_figures.ipynb #07c91be3
 _FIXED = {
@@ -214,7 +214,7 @@ class Pipeline:
         if self.maps.edge is not None:
             maps.append(("edge", 1 - self.maps.edge))
             maps.append(
-                ("mask minus edge", 1.0 - look_at(self.maps, self.threshold, "mask_minus_edge", 0))
+                ("mask minus edge", 1.0 - binary(self.maps, self.threshold, "mask_minus_edge", 0))
             )
         backdrop = self._backdrop()
         columns = len(self.found) if self.maps.edge is not None else len(maps) + len(self.found)
@@ -383,18 +383,14 @@ def pipeline(
     size: tuple[int, int] | None = None,  # Of the part that is shown, px; all if None
 ) -> Pipeline:
     "What the run's weights and the four methods make of one field, or of the part with the most cells."
-    smear, settings = read_smear(run.data, name, (cell,)), run.settings
+    smear, counting = read_smear(run.data, name, (cell,)), run.how(cell)
     maps = maps_of(run, cell)[0](smear)
-    found = {
-        method: count(maps, view, method, settings)
-        for view, method in views(settings, cell)
-        if view == cell
-    }
+    found = {m: count(maps, counting, m) for m in counting.count if m not in OF_EDGES}
     return Pipeline(
         f"{name}, {CELL_TITLES[cell]}", maps, found, smear.counts.get(cell),
         image=smear.image if photograph else None,
-        window=busiest(found[getattr(settings.method, cell)].centre, maps.mask.shape, size) if size else None,
-        threshold=settings.threshold[cell],
+        window=busiest(found[counting.method].centre, maps.mask.shape, size) if size else None,
+        threshold=counting.threshold,
     )  # fmt: skip
 
 # %% ../../nbs/studies/03_figures.ipynb #5a08465e
