@@ -312,7 +312,8 @@ def home(tmp_path_factory, authors_folder) -> Path:
     "A project where the smoke profile has run; BLOODCOUNT_SMOKE names the `runs` of one that did."
     folder = make_home(tmp_path_factory.mktemp("reproduce") / "whole", authors_folder)
     if there := os.environ.get("BLOODCOUNT_SMOKE"):
-        shutil.copytree(there, folder / "runs")
+        for path in [Path(there) / "smoke-synthetic", *Path(there).glob("sample-*")]:
+            shutil.copytree(path, folder / "runs" / path.name)
     else:
         finish(folder)
     return folder
