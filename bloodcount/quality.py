@@ -15,7 +15,7 @@ from skimage.measure import label, regionprops
 from .images import Picture, open_picture
 from .settings import CELLS
 
-# %% ../nbs/09_quality.ipynb #36d5d7af
+# %% ../nbs/09_quality.ipynb #02fa75b3
 _NEAR = 12  # Grey levels within which two pixels have one colour, JPEG's noise included
 _FLAT = 0.97  # Share of a line in one colour, from which on it belongs to a strip
 
@@ -44,7 +44,7 @@ def _strip(
     exact = np.abs(edge - colour).max(axis=1).mean() < 1 and end > 2
     return end if np.abs(beside - colour).max() > 2 * _NEAR or exact else 0
 
-
+# %% ../nbs/09_quality.ipynb #17d1376a
 def _without(image: np.ndarray, side: str, lines: int) -> np.ndarray:
     "The image without some lines at a side."
     image = np.swapaxes(image, 0, 1) if side in ("left", "right") else image
@@ -65,7 +65,7 @@ def _inner_box(image: np.ndarray) -> tuple[slice, slice]:
             changed |= lines > 0
     return slice(box["top"], box["bottom"]), slice(box["left"], box["right"])
 
-# %% ../nbs/09_quality.ipynb #1c867f8d
+# %% ../nbs/09_quality.ipynb #98ca10a1
 _SMALL = 480  # Longest side of the picture in which colours are measured, px
 
 
@@ -76,7 +76,7 @@ def _shrunk(image: np.ndarray, side: int = _SMALL) -> np.ndarray:
     size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
-
+# %% ../nbs/09_quality.ipynb #4ab16dd5
 def _eyepiece(
     image: np.ndarray,  # (H, W, 3) uint8, without strips
 ) -> np.ndarray | None:  # (H, W) bool
@@ -97,7 +97,7 @@ def _eyepiece(
             return cv2.resize(disc, image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
     return None
 
-
+# %% ../nbs/09_quality.ipynb #48de2436
 def field_of_view(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
 ) -> np.ndarray:  # (H, W) bool
@@ -145,7 +145,7 @@ def _densities(small: np.ndarray, seen: np.ndarray) -> dict[str, float]:
         "red_cells": float(np.median((blue - red) / green)),
     }
 
-# %% ../nbs/09_quality.ipynb #344a2fd6
+# %% ../nbs/09_quality.ipynb #ac3f491b
 def _diameter(small: np.ndarray, seen: np.ndarray) -> float:
     "Of what is darker than the background, px of the small picture; each pixel of it has a vote."
     green = small[..., 1]
@@ -160,7 +160,7 @@ def _diameter(small: np.ndarray, seen: np.ndarray) -> float:
     area = np.cumsum(radius**2)
     return 2 * float(radius[np.searchsorted(area, area[-1] / 2)])
 
-
+# %% ../nbs/09_quality.ipynb #e5752da9
 def _edge_width(
     image: np.ndarray,  # (H, W, 3) uint8
     diameter: float,  # Of the cells, px
@@ -182,7 +182,7 @@ def _edge_width(
         return np.nan
     return float(np.median(rise[edges] / (slope[edges] + 0.1))) / (diameter * zoom)
 
-# %% ../nbs/09_quality.ipynb #6bac725e
+# %% ../nbs/09_quality.ipynb #8fc434fb
 _SECOND = np.float32([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])  # Immerkaer's, blind to edges
 
 
@@ -193,7 +193,7 @@ def _noise(image: np.ndarray) -> float:
     second = cv2.filter2D(middle, cv2.CV_32F, _SECOND)[1:-1, 1:-1]
     return float(np.abs(second).mean() * np.sqrt(np.pi / 2) / 6) if second.size else 0.0
 
-
+# %% ../nbs/09_quality.ipynb #62820605
 def measure(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     field: np.ndarray | None = None,  # (H, W) bool, where to look; None: everywhere
@@ -209,18 +209,19 @@ def measure(
     seen = seen > 0
     brightest, green = small.max(axis=2)[seen], small[..., 1][seen]
     low, high = np.percentile(green, [0.5, 99.5])
+    light = float(np.percentile(brightest, 95))
     diameter = _diameter(small, seen) * part.shape[0] / small.shape[0]
     found = {
         "side": float(min(part.shape[:2])),
         "contrast": float(high - low),
-        "brightness": float(np.percentile(brightest, 95)),
-        "black": float((brightest < 40).mean()),
+        "brightness": light,
+        "black": float((brightest < min(40, 0.35 * light)).mean()),
         "noise": _noise(part),
         "blur": _edge_width(part, diameter),
     }
     return found | _densities(small, seen)
 
-# %% ../nbs/09_quality.ipynb #024f4f1a
+# %% ../nbs/09_quality.ipynb #1cad4a16
 @dataclass(frozen=True)
 class Rule:
     "A measure, its range, and what to say outside of it."
@@ -238,30 +239,26 @@ class Rule:
 
 RULES = (
     Rule("side", "only {value:.0f} px across; no cell fits in", low=32, blank=CELLS),
-    Rule("contrast", "nothing in it stands out", low=10),  # SEEN_CONTRAST
-    Rule(
-        "brightness", "too dark; its bright parts reach {value:.0f} of 255", low=95
-    ),  # SEEN_BRIGHT
-    Rule("noise", "too noisy; the noise is {value:.0f} of 255", high=5),  # SEEN_NOISE
-    Rule("blur", "out of focus; edges are {value:.0%} of a cell wide", high=0.18),  # SEEN_BLUR
+    Rule("contrast", "nothing in it stands out", low=10),  # Photographs: 39 to 197
+    Rule("brightness", "too dark; its bright parts reach {value:.0f} of 255", low=95),  # 111 to 250
+    Rule("noise", "too noisy; the noise is {value:.0f} of 255", high=5),  # 0.3 to 1.4
+    Rule("blur", "out of focus; edges are {value:.0%} of a cell wide", high=0.18),  # 0.07 to 0.17
     Rule(
         "stain", "does not look like a stained smear; little is pink or violet", low=0.45
-    ),  # SEEN_STAIN
+    ),  # 0.57 to 1
     Rule(
         "tint", "does not look like a stained smear; its background is coloured", high=2.2
-    ),  # SEEN_TINT
+    ),  # 1.0 to 1.7
+    Rule("black", "does not look like a stained smear; {value:.0%} of it is black", high=0.03),  # 0
     Rule(
-        "black", "does not look like a stained smear; {value:.0%} of it is black", high=0.03
-    ),  # SEEN_BLACK
-    Rule(
-        "red_cells",  # SEEN_RED
+        "red_cells",  # One is -0.1, all others -0.05 to 0.81
         "does not look like a stained smear; red and blue may be swapped",
         low=-0.07,
         blank=("wbc", "plt"),
     ),
 )
 
-# %% ../nbs/09_quality.ipynb #905ae16a
+# %% ../nbs/09_quality.ipynb #a957a132
 @dataclass(frozen=True)
 class Checks:
     "What a picture is good for."
@@ -280,7 +277,7 @@ class Checks:
 GREY = "A grey image; white cells and platelets need colour."
 _OF_COLOUR = ("stain", "tint", "red_cells")  # What a grey picture cannot be asked
 
-
+# %% ../nbs/09_quality.ipynb #3a49711d
 def check(
     picture: "Picture | np.ndarray",  # As of `open_picture`; or pixels as `as_rgb` takes them
 ) -> Checks:

@@ -92,7 +92,8 @@ def test_a_round_eyepiece(tmp_path, smear, outside, radius):
     image = compressed(np.where(disc[..., None], smear, around), tmp_path)
     found = check(image)
     assert found.status == "doubtful" and found.countable == CELLS
-    assert not found.field[~disc].any() and found.field[disc].mean() > 0.93
+    near = cv2.dilate(disc.astype(np.uint8), np.ones((5, 5))) > 0
+    assert not found.field[~near].any() and found.field[disc].mean() > 0.93
     part, (top, left) = inside(image, found.field)
     kept = found.field[top : top + len(part), left : left + part.shape[1]]
     assert len(np.unique(part[~kept], axis=0)) == 1 and part[~kept].min() > 100
@@ -195,4 +196,4 @@ def test_all_idb1_is_ok(data_folder):
         assert (found.status, found.reasons) == ("ok", ()), name
 
 
-NEAREST = ("Im001_1", "Im050_1", "Im070_0", "Im095_0")
+NEAREST = ("Im073_0", "Im095_0", "Im034_0", "Im053_1", "Im055_1", "Im065_0")
