@@ -150,7 +150,7 @@ def _in_srgb(
             warnings.warn("The colour profile cannot be used.", stacklevel=2)
     return picture.convert("RGB")
 
-# %% ../nbs/01_images.ipynb #7fe9587b
+# %% ../nbs/01_images.ipynb #ea0c3548
 def _is_grey(rgb: np.ndarray) -> bool:
     "Whether the channels differ by no more than JPEG's rounding, one pixel in a thousand aside."
     step = max(1, math.isqrt(rgb.shape[0] * rgb.shape[1] // 250_000))
@@ -161,6 +161,8 @@ def _is_grey(rgb: np.ndarray) -> bool:
 def _scaling(pixels: np.ndarray, bits: int | None) -> str:
     if pixels.dtype == np.uint8 and not bits:
         return "8 bits, as they are"
+    if pixels.dtype == bool:
+        return "1 bit, black or white"
     how = f"{bits} bits, as the file states" if bits else "by the brightest pixels"
     return f"{full_scale(pixels, bits):.6g} of {pixels.dtype} became 255 ({how})"
 
@@ -364,7 +366,7 @@ def _read_tiff(path: Path, page: int | str | None) -> _Stored:
         pixels = _upright(pixels, key.tags.valueof("Orientation", 1))
         return _Stored(pixels, bits, icc, _plausible(_tiff_um(tiff, key)))
 
-# %% ../nbs/01_images.ipynb #f5960fa2
+# %% ../nbs/01_images.ipynb #9d3b936a
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     "A picture that Pillow opens; its warning of large ones is for web servers, its limit stays."
@@ -372,6 +374,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         picture = Image.open(path)
     with picture:
+        if picture.format == "EPS":  # a program, which Ghostscript would run
+            raise UnidentifiedImageError
         yield picture
 
 

@@ -142,6 +142,12 @@ def test_no_image_at_all(refused, tmp_path):
             read_image(tmp_path / name)
 
 
+def test_a_program_is_no_image(refused, tmp_path, picture):
+    "Pillow hands an EPS to Ghostscript, where there is one."
+    Image.fromarray(picture).save(tmp_path / "smear.eps")
+    assert "not an image that can be read" in refused("smear.eps")
+
+
 def test_a_file_that_may_not_be_read(refused, tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "smear.png")
     (tmp_path / "smear.png").chmod(0)
