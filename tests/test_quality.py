@@ -145,7 +145,8 @@ def test_what_is_no_smear(tmp_path, name):
 
 def test_grey_pictures_have_red_cells_only(tmp_path, smear):
     grey = np.asarray(Image.fromarray(smear).convert("L"))
-    for image in (grey, np.repeat(grey[..., None], 3, axis=2)):
+    tinted = (grey[..., None] * np.array([1, 0.9, 0.75])).astype(np.uint8)
+    for image in (grey, np.repeat(grey[..., None], 3, axis=2), tinted):
         found = seen(image, tmp_path)
         assert (found.status, found.countable) == ("doubtful", ("rbc",))
         assert found.reasons == ("A grey image; white cells and platelets need colour.",)
