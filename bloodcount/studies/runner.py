@@ -96,6 +96,7 @@ class Job:
     code: str  # Digest of bloodcount, compared where the notebook runs
     timeout: int  # Of each cell, s
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # More for the provenance
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)  # Variables it runs with
 
     @property
     def failed(self) -> Path:
@@ -203,7 +204,7 @@ def _in_process(
     bars.touch()
     with open(log, "w") as output, open(bars, encoding="utf-8", errors="replace") as shown:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], env=os.environ | told, stdin=subprocess.PIPE,
+            [sys.executable, "-P", "-c", code], env=os.environ | job.environment | told, stdin=subprocess.PIPE,
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
         try:
