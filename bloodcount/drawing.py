@@ -75,7 +75,18 @@ def outlines(
     border &= labels > 0
     return border.view(np.uint8)
 
-# %% ../nbs/09_drawing.ipynb #2c3355d9
+# %% ../nbs/09_drawing.ipynb #7730a1d7
+def _labels(cells: Cells, shape: tuple[int, int]) -> np.ndarray:
+    "Their label image; discs are drawn into an empty one."
+    if cells.labels is not None:
+        return cells.labels
+    labels = np.zeros(shape, np.int32)
+    for number_of, ((row, col), radius) in enumerate(zip(cells.centre, cells.radius), 1):
+        place = (round(float(col)), round(float(row)))
+        cv2.circle(labels, place, max(round(float(radius)), 1), number_of, cv2.FILLED)
+    return labels
+
+
 def _draw_outlines(drawn: np.ndarray, labels: np.ndarray, rgb: tuple, thick: int) -> None:
     "White lines, and coloured ones upon them, into the picture itself."
     border = outlines(labels)
@@ -84,7 +95,7 @@ def _draw_outlines(drawn: np.ndarray, labels: np.ndarray, rgb: tuple, thick: int
         plain = cv2.rectangle(np.empty_like(drawn), (0, 0), drawn.shape[1::-1], shade, cv2.FILLED)
         cv2.copyTo(plain, line, drawn)
 
-# %% ../nbs/09_drawing.ipynb #6833e1ef
+# %% ../nbs/09_drawing.ipynb #6b2903a0
 def overlay(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     cells: Cells | Mapping[str, Cells],  # Of one type, or by cell type: each in its own colour
@@ -99,7 +110,7 @@ def overlay(
     for cell, found in cells.items():
         rgb = matplotlib.colors.to_rgb(colour or CELL_COLOURS.get(cell, CELL_COLOURS["rbc"]))
         rgb = tuple(round(255 * part) for part in rgb)
-        _draw_outlines(drawn, found.labels, rgb, thick)
+        _draw_outlines(drawn, _labels(found, image.shape[:2]), rgb, thick)
         for (row, col), radius in zip(found.centre, found.radius):
             if radius > 6 * thick:  # Else the dot would hide the cell
                 place = (round(float(col)), round(float(row)))
