@@ -64,7 +64,9 @@ def test_every_method_and_cell_type_has_a_name_and_a_colour_of_its_own():
 
 
 @pytest.mark.parametrize("seen_by", SEEN_BY)
-@pytest.mark.parametrize("palette", (METHOD_COLOURS, CELL_COLOURS, dict(enumerate(LINE_COLOURS[:4]))))
+@pytest.mark.parametrize(
+    "palette", (METHOD_COLOURS, CELL_COLOURS, dict(enumerate(LINE_COLOURS[:4])))
+)
 def test_colours_of_one_kind_can_be_told_apart(palette, seen_by):
     for one, other in itertools.combinations(palette.values(), 2):
         assert np.linalg.norm(lab(one, seen_by) - lab(other, seen_by)) > 15, (one, other)
