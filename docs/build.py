@@ -10,10 +10,10 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -30,13 +30,17 @@ def pages(root: Path) -> list[Path]:
     found = [root / "README.md", root / "CONTRIBUTING.md", root / "figures" / "README.md"]
     found += [root / "data" / "README.md", *sorted(root.glob("data/*/README.md"))]
     found += [root / "benchmarks" / "README.md"]
-    found += sorted(root.glob("data/*/*/README.md")) + sorted(root.glob("bloodcount/weights/*/README.md"))
+    found += sorted(root.glob("data/*/*/README.md")) + sorted(
+        root.glob("bloodcount/weights/*/README.md")
+    )
     return [path for path in found if path.is_file()] + sorted(root.glob("nbs/**/[!.]*.ipynb"))
 
 
 def modules(root: Path) -> list[str]:
     "The names of the modules, those of the studies last."
-    files = sorted(root.glob("bloodcount/[!_]*.py")) + sorted(root.glob("bloodcount/studies/[!_]*.py"))
+    files = sorted(root.glob("bloodcount/[!_]*.py")) + sorted(
+        root.glob("bloodcount/studies/[!_]*.py")
+    )
     return [".".join(path.relative_to(root).with_suffix("").parts) for path in files]
 
 
@@ -69,12 +73,24 @@ def stripped(source: str) -> str:
     return re.sub(r"^(#\| .*|- skip_exec: true)(\n|$)", "", source, flags=re.M).strip("\n")
 
 
+def only_imports(source: str) -> bool:
+    "Whether a cell does nothing but import."
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # IPython's own lines
+        return False
+    return all(isinstance(each, (ast.Import, ast.ImportFrom)) for each in statements)
+
+
 def notebook(root: Path, page: Path, source: Path) -> str:
-    "A notebook without directives, and without the cells that hold nothing else."
+    "A notebook without directives, and without the cells that hold nothing else; imports are folded."
     book = json.loads(page.read_text(encoding="utf-8"))
     for cell in book["cells"]:
-        text = stripped("".join(cell["source"]))
-        cell["source"] = placed(root, page, text, source) if cell["cell_type"] == "markdown" else text
+        cell["source"] = stripped("".join(cell["source"]))
+        if cell["cell_type"] == "markdown":
+            cell["source"] = placed(root, page, cell["source"], source)
+        elif only_imports(cell["source"]):
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
     book["cells"] = [cell for cell in book["cells"] if cell["source"]]
     book["metadata"]["language_info"] = {"name": "python", "pygments_lexer": "python3"}
     return json.dumps(book, ensure_ascii=False)
@@ -82,31 +98,34 @@ def notebook(root: Path, page: Path, source: Path) -> str:
 
 def toctree(caption: str, entries: list[str]) -> str:
     listed = "\n".join(entries)
-    return f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n"
+    return f"\n```{{toctree}}\n:hidden:\n:titlesonly:\n:caption: {caption}\n\n{listed}\n```\n"
 
 
 def contents(root: Path) -> str:
     "The tables of contents at the foot of the start page, which make the sidebar."
-    listed = [path.relative_to(root) for path in pages(root)]
-    parts = [toctree("Start", ["self", "nbs/index.ipynb"])] if root / "nbs/index.ipynb" in pages(root) else []
-    parts.append(toctree("Results", ["figures/README.md"]))
+    listed = [str(path.relative_to(root)) for path in pages(root)]
+    tour = ["The whole way in a minute <nbs/index.ipynb>"] if "nbs/index.ipynb" in listed else []
+    parts = [
+        toctree("Start", ["Overview <self>", *tour]),
+        toctree("Results", ["figures/README.md"]),
+    ]
     for caption, pattern in FLOORS.items():
-        entries = [str(path.relative_to(root)) for path in sorted(root.glob(pattern))]
-        parts.append(toctree(caption, entries))
-    beside = {"README.md", "figures/README.md"}
-    rest = [str(p) for p in listed if p.suffix == ".md" and str(p) not in beside]
-    parts.append(toctree("Python", [f"api/{name}" for name in modules(root)]))
-    parts.append(toctree("More", rest))
+        found = sorted(str(path.relative_to(root)) for path in root.glob(pattern))
+        parts.append(toctree(caption, found))
+    known = modules(root)
+    api = [f"{name.removeprefix('bloodcount.')} <api/{name}>" for name in known]
+    parts.append(toctree("Python", api))
+    first = ("README.md", "figures/README.md")
+    parts.append(toctree("More", [p for p in listed if p.endswith(".md") and p not in first]))
     return "".join(parts)
 
 
-def public(path: Path) -> Iterator[str]:
-    "The functions and classes that a module exports and explains, in their order."
+def public(path: Path) -> dict[str, str]:
+    "The functions and classes that a module exports and explains: name, and autofunction or autoclass."
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    for node in tree.body:
-        if isinstance(node, kinds) and node.name[0] != "_" and ast.get_docstring(node):
-            yield node.name
+    named = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    shown = [n for n in named if n.name[0] != "_" and ast.get_docstring(n)]
+    return {n.name: "autoclass" if isinstance(n, ast.ClassDef) else "autofunction" for n in shown}
 
 
 def api_page(root: Path, name: str) -> str:
@@ -114,20 +133,15 @@ def api_page(root: Path, name: str) -> str:
     path = root / Path(*name.split(".")).with_suffix(".py")
     made_from = re.search(r"File to edit: \S*?(nbs/\S+\.ipynb)", path.read_text(encoding="utf-8"))
     link = f"Defined and explained in [{made_from[1]}](../{made_from[1]}).\n" if made_from else ""
-    summary = "\n".join(f"   {part}" for part in public(path))
-    return (
-        f"# {name}\n\n{link}\n```{{eval-rst}}\n.. automodule:: {name}\n   :no-members:\n\n"
-        f".. currentmodule:: {name}\n\n.. autosummary::\n   :nosignatures:\n\n{summary}\n\n"
-        + "".join(f".. autofunction:: {part}\n" if kind == "function" else f".. autoclass:: {part}\n   :members:\n" for part, kind in kinds(path))
-        + "```\n"
+    parts = public(path)
+    listed = "".join(f"   {part}\n" for part in parts)
+    table = f".. autosummary::\n   :nosignatures:\n\n{listed}\n" if parts else ""
+    each = "".join(
+        f".. {kind}:: {part}\n" + ("   :members:\n" if kind == "autoclass" else "")
+        for part, kind in parts.items()
     )
-
-
-def kinds(path: Path) -> list[tuple[str, str]]:
-    "The public parts of a module: name, and function or class."
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    named = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    return [(p, "class" if isinstance(named[p], ast.ClassDef) else "function") for p in public(path)]
+    module = f".. automodule:: {name}\n   :no-members:\n\n.. currentmodule:: {name}\n\n"
+    return f"# {name}\n\n{link}\n```{{eval-rst}}\n{module}{table}{each}```\n"
 
 
 def lay_out(root: Path, source: Path) -> None:
@@ -159,7 +173,8 @@ def build(
     app = Sphinx(
         out / "source", HERE, out / "html", out / "doctrees", "html", status=None, warning=warnings
     )  # fmt: skip
-    app.build()
+    with mock(app.config.autodoc_mock_imports):  # Else autodoc loads them in search of their source
+        app.build()
     return [line for line in warnings.getvalue().splitlines() if line.strip()]
 
 

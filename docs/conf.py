@@ -8,15 +8,21 @@ project = "bloodcount"
 author = "The bloodcount developers"
 copyright = "the bloodcount developers, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
-suppress_warnings = ["docutils"]  # Docstrings are plain sentences, with a stray asterisk now and then
+suppress_warnings = [
+    "docutils"
+]  # Docstrings are plain sentences, with a stray asterisk now and then
 html_theme = "sphinx_book_theme"
 html_title = "bloodcount"
-html_static_path = []
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_theme_options = {
-    "home_page_in_toc": False,
     "show_navbar_depth": 1,
     "show_toc_level": 2,
     "use_download_button": False,
+    "navbar_start": [],
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
 }
 html_show_sphinx = False
 html_show_sourcelink = False
@@ -26,8 +32,8 @@ html_copy_source = False
 nb_execution_mode = "off"
 nb_output_stderr = "remove"
 nb_ipywidgets_js = {}
+nb_code_prompt_show = nb_code_prompt_hide = "Imports"  # What is folded
 myst_heading_anchors = 4
-myst_enable_extensions = []
 
 # Modules are imported for their docstrings, without the backend.
 autodoc_mock_imports = ["keras", "tensorflow", "jax", "stardist"]
@@ -46,7 +52,11 @@ def add_parameters(app, what, name, obj, options, lines) -> None:
     except (OSError, TypeError, SyntaxError, ValueError):
         return
     comments = {key: about.get("docment") for key, about in known.items()}
-    fields = [("returns" if key == "return" else f"param {key}", text) for key, text in comments.items() if text]
+    fields = [
+        ("returns" if key == "return" else f"param {key}", text)
+        for key, text in comments.items()
+        if text
+    ]
     if fields:
         lines += ["", *(f":{field}: {' '.join(text.split())}" for field, text in fields), ""]
 
