@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 import threading
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,24 +11,17 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from bloodcount.counting import COUNTERS, count
 from bloodcount.data import DataSet, names, read_smear
-from bloodcount.errors import InputError, SettingsError
+from bloodcount.errors import InputError
 from bloodcount.evaluation import count_accuracy, instances_from_polygons, matching, pixel_scores
-from bloodcount.segmentation import Maps, load_segmenter, truth_maps
 from bloodcount.settings import PROJECT, Thresholds, load_settings
 from bloodcount.studies import (
     baselines,
-    colour,
-    combining,
-    errata,
     held_out,
-    magnification,
     overlap,
     protocol,
     results,
 )
-from bloodcount.synthetic import synthetic_smear
 
 HALF = Thresholds(mask=0.5, edge=0.5)
 
@@ -55,11 +47,6 @@ def index_run(tmp_path) -> protocol.Run:
 def real_run(data_folder, tmp_path) -> protocol.Run:
     settings = load_settings("paper")
     return protocol.Run(settings, DataSet(data_folder), "bloodcount", 0, tmp_path)
-
-
-def magnified(maps: Maps, factor: float) -> Maps:
-    planes = (cv2.resize(plane, None, fx=factor, fy=factor) for plane in (maps.mask, maps.edge))
-    return Maps(*planes)
 
 
 def test_rows_are_made_once_and_anew_for_what_has_changed(run):
@@ -115,83 +102,7 @@ def test_the_area_of_a_true_mask_counts_cells_that_do_not_overlap(run):
 
 @pytest.mark.parametrize("radius", [15, 22, 34, 50, 72])
 @pytest.mark.parametrize("overlap, soft", [(0, 0), (0.3, 0), (0.3, 1.5)])
-def test_the_radius_of_cells_is_estimated_from_maps(radius, overlap, soft):
-    shape = (11 * radius, 15 * radius)
-    field = synthetic_smear(4, shape, rbc=24, wbc=1, plt=3, radius=radius, overlap=overlap)
-    maps = truth_maps(field, "rbc")
-    if soft:
-        maps = Maps(*(cv2.GaussianBlur(plane, (0, 0), soft) for plane in (maps.mask, maps.edge)))
-    assert abs(magnification.cell_radius(maps, HALF) / radius - 1) < 0.1
-
-
-def test_specks_do_not_change_the_estimate():
-    maps = truth_maps(synthetic_smear(5, (400, 500), rbc=25, overlap=0.1), "rbc")
-    mask = maps.mask.copy()
-    mask[5::40, 5::40] = 1
-    clean, dusty = (magnification.cell_radius(Maps(m, maps.edge), HALF) for m in (maps.mask, mask))
-    assert abs(dusty / clean - 1) < 0.02
-    assert np.isnan(magnification.cell_radius(Maps(0 * mask, maps.edge), HALF))
-
-
 @pytest.mark.parametrize("factor", [0.7, 1.4, 2])
-def test_scaled_parameters_count_magnified_cells(factor):
-    settings = load_settings("paper")
-    maps = truth_maps(synthetic_smear(3, rbc=30, overlap=0.2), "rbc")
-    scaled = magnification.scaled(settings, "rbc", factor)
-    for method in ("ccl", "watershed", "edt"):
-        found = [len(count(maps, "rbc", method, settings))]
-        found.append(len(count(magnified(maps, factor), "rbc", method, scaled)))
-        assert abs(found[1] - found[0]) <= 1, method
-
-
-def test_scaled_settings_leave_the_rest_alone():
-    settings = load_settings("paper")
-    twice = magnification.scaled(settings, "rbc", 2)
-    before, after = settings.count["rbc"], twice.count["rbc"]
-    assert after["cht"].radius == tuple(2 * r for r in before["cht"].radius)
-    assert after["cht"].votes == before["cht"].votes and after["cht"].dp == before["cht"].dp
-    assert after["watershed"].smooth == 2 * before["watershed"].smooth
-    assert twice.count["rbc_mask"]["ccl"].min_area == 4 * settings.count["rbc_mask"]["ccl"].min_area
-    assert {k: twice.count[k] for k in ("wbc", "plt")} == {
-        k: settings.count[k] for k in ("wbc", "plt")
-    }
-    tiny = magnification.scaled(settings, "plt", 0.01).count["plt"]
-    assert tiny["edt"].min_distance == 1 and tiny["edt"].min_area == 0
-
-
-def test_colours_change_as_they_are_told():
-    image = synthetic_smear(1, (128, 160), rbc=4, wbc=1, plt=1).image
-    for kind, neutral in (("brightness", 1), ("white balance", 1), ("gamma", 1)):
-        assert np.array_equal(colour.shifted(image, kind, neutral), image)
-    for kind, neutral in (("hue", 0), ("saturation", 1)):
-        assert (
-            np.abs(colour.shifted(image, kind, neutral).astype(int) - image).max() <= 5
-        )  # HSV in 8 bits
-    for kind, levels in colour.SHIFTS.items():
-        for level in levels:
-            changed = colour.shifted(image, kind, level)
-            assert changed.dtype == np.uint8 and not np.array_equal(changed, image)
-    red, green, blue = (colour.shifted(image, "white balance", 1.1) / np.maximum(image, 1.0)).mean(
-        (0, 1)
-    )
-    assert red > green > blue
-    with pytest.raises(SettingsError, match="no change of colour 'hues'. Did you mean 'hue'"):
-        colour.shifted(image, "hues", 1)
-
-
-def test_small_changes_of_colour_move_the_count_little(authors_folder):
-    "The middle levels of each kind but hue, which the conclusion of the paper is about."
-    settings = load_settings("smoke")
-    segmenter = load_segmenter("rbc", settings, "authors")
-    image = synthetic_smear(3, (320, 416), rbc=24, wbc=0, plt=2, overlap=0.2, look="cream").image
-    found = len(count(segmenter(image), "rbc", "watershed", settings))
-    assert abs(found - 24) <= 3
-    for kind in ("brightness", "white balance", "gamma", "saturation"):
-        for level in colour.SHIFTS[kind][1:3]:
-            maps = segmenter(colour.shifted(image, kind, level))
-            assert abs(len(count(maps, "rbc", "watershed", settings)) - found) <= 5, (kind, level)
-
-
 def test_contacts_of_discs():
     "Two that overlap, one that touches neither, and one that encloses nothing."
     row, col = np.indices((80, 160))
@@ -234,52 +145,6 @@ def test_what_is_found_is_what_is_matched(seed):
     )
 
 
-def test_the_paper_against_the_data(real_run):
-    results = errata.errata_results(real_run).set_index(["quantity", "cell", "images"])
-    pairs = results[["paper", "value"]]
-    known = {
-        ("images", "plt", "test"): (31, 30),
-        ("images", "plt", "all"): (102, 101),
-        ("masks", "rbc", "all"): (108, 107),
-        ("masks", "wbc", "all"): (108, 106),
-        ("images_in_the_text", "wbc", "train"): (74, 73),
-        ("images_of_native_size", "wbc", "all"): (108, 74),
-        ("different_images", "wbc", "all"): (108, 107),
-        ("counts_that_are_components", "plt", "all"): (11, 5),
-    }
-    assert {key: tuple(pairs.loc[key]) for key in known} == known
-    nothing = results["value"].xs("all_background_accuracy").droplevel("images").round(4)
-    assert nothing.tolist() == [0.4659, 0.9133, 0.9881, 0.9988]
-    dice = results["value"].xs("dice_of_two_annotations").round(3)
-    assert dice.droplevel("images").to_dict() == {"rbc_mask": 0.992, "wbc": 0.977, "plt": 0.718}
-    assert errata.same_pictures(real_run.data) == [["Im093_0", "Im108_0"]]
-    table = errata.errata_table(real_run, results.reset_index())
-    assert len(table) == 13 and (table != "nan").all().all()
-    assert set(errata.silence_table(real_run, results.reset_index())["map"]) >= {"platelets"}
-
-
-def test_platelet_truths_are_those_of_the_index(real_run):
-    both = errata.component_counts(real_run.data, 50).set_index("image")
-    index = real_run.data.index.loc[both.index]
-    assert len(both) == 11
-    assert (both["components"] == index["plt_mask_components"]).all()
-    assert (both["published"] == index["plt_count"]).all()
-    assert (both["at_least"] <= both["components"]).all()
-
-
-def test_combinations_of_equal_networks_change_nothing():
-    maps = truth_maps(synthetic_smear(3, rbc=30, overlap=0.2), "rbc")
-    for name in ("average", "own_mask", "own_edge"):
-        both = combining.COMBINATIONS[name](maps, maps)
-        assert np.array_equal(both.mask, maps.mask) and np.array_equal(both.edge, maps.edge)
-    wider = combining.COMBINATIONS["wider_edge"](maps, None)
-    assert (wider.edge >= maps.edge).all() and wider.edge.sum() > maps.edge.sum()
-    product = combining.COMBINATIONS["mask_times_rest"](maps, None)
-    assert np.array_equal(product.mask, maps.mask * (1 - maps.edge)) and not product.edge.any()
-    one = combining.average(Maps(maps.mask), Maps(maps.mask))
-    assert one.edge is None and np.array_equal(one.mask, maps.mask)
-
-
 def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
     "The one real smear of the authors' package has counts and no annotation."
     settings = load_settings("paper")
@@ -307,24 +172,13 @@ def test_a_data_set_without_annotations_makes_empty_tables(tmp_path):
         baselines.count_baseline_table(run, baselines.by_constant(run, "rbc_count")),
         overlap.overlap_table(overlap.overlap_results(run, pd.DataFrame())),
         overlap.contact_counts(none),
-        colour.colour_table(none),
-        magnification.magnification_table(none),
-        errata.platelet_table(run),
-        errata.twice_table(run),
-        combining.combining_table(run, none, "rbc_count"),
-        errata.errata_table(run, errata.errata_results(run)),
     ]
     assert all(table.empty for table in tables)
     related = held_out.related_table(run, results)
     quoted = {"the paper", *held_out.RELATED.values()}
     assert len(related) == 22 and set(related["work"]) == quoted, "nothing of ours was counted"
-    assert (
-        np.isnan(magnification.known_radius(run)) and magnification.other_magnifications(run) == []
-    )
     figures = [
         overlap.overlap_figure(run, none, ""),
-        colour.colour_figure(none, "rbc"),
-        magnification.magnification_figure(none, "cht", ""),
         held_out.bland_altman_figure(own.iloc[:0], ""),
     ]
     assert all("No image here" in figure.texts[0].get_text() for figure in figures)
@@ -344,11 +198,6 @@ def test_the_pooled_dice_is_that_of_all_pixels_together():
     assert results.pooled_dice(scores, sizes) == pytest.approx(expected)
     nothing = pd.DataFrame([pixel_scores(np.zeros((4, 4)), np.zeros((4, 4)))])
     assert results.pooled_dice(nothing, pd.Series([16])) == 1
-
-
-def test_the_table_of_combinations_has_a_title_for_each():
-    assert set(combining.COMBINATION_TITLES) == set(combining.COMBINATIONS) >= set(combining.ALONE)
-    assert set(COUNTERS) >= {"cht"} and Path(PROJECT / "data" / "paper" / "claims.csv").exists()
 
 
 def test_images_are_taken_two_at_a_time_in_order_until_one_fails(monkeypatch, tmp_path):
