@@ -88,7 +88,9 @@ def outlines(
 # %% ../nbs/09_drawing.ipynb #6ef42977
 def _draw_outlines(drawn: np.ndarray, cells: Cells, rgb: tuple, thick: int) -> None:
     "White lines, and coloured ones upon them, into the picture itself; discs overlap as circles."
-    border = np.zeros(drawn.shape[:2], np.uint8) if cells.regions is None else outlines(cells.regions)
+    border = (
+        np.zeros(drawn.shape[:2], np.uint8) if cells.regions is None else outlines(cells.regions)
+    )
     wide = thick + 2 * max(1, thick // 3)
     for width, shade in ((wide, (255, 255, 255)), (thick, rgb)):
         line = cv2.dilate(border, np.ones((width, width), np.uint8))

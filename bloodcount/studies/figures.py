@@ -362,7 +362,9 @@ def _drift_axis(ax: Axes, low: float, high: float) -> None:
     ticks = [-100, -10, 0, 10, 100, 1000]
     ticks = [tick for tick in ticks if low <= tick <= high]
     ax.set_yscale("symlog", linthresh=10)
-    ax.set_yticks(ticks, [f"{tick:+d}".replace("-", "\N{MINUS SIGN}") if tick else "0" for tick in ticks])
+    ax.set_yticks(
+        ticks, [f"{tick:+d}".replace("-", "\N{MINUS SIGN}") if tick else "0" for tick in ticks]
+    )
     ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     ax.set_ylim(low, high)
 
@@ -427,7 +429,10 @@ def recall_figure(
         return nothing_to_draw(title)
     labels = _values(points, "neighbours")
     names = METHOD_TITLES | {"train": "training images", "test": "test images"}
-    names |= {"recall": "recall at IoU 0.5", "place": "cells that it touches (number of such cells)"}
+    names |= {
+        "recall": "recall at IoU 0.5",
+        "place": "cells that it touches (number of such cells)",
+    }
     placed = points.assign(place=points["neighbours"].map(labels.index))
     styles = {method: {"color": colour} for method, colour in METHOD_COLOURS.items()}
     figure = curve_figure(placed, "place", "recall", "method", "images", None, title, names, styles)
