@@ -15,11 +15,9 @@ import numpy as np
 
 from .counting import Cells
 
-# %% ../nbs/09_drawing.ipynb #b96b66e2
+# %% ../nbs/09_drawing.ipynb #c9e9eaff
 CELL_TITLES = {
     "rbc": "red cells",
-    "rbc_mask": "red cells, mask",
-    "rbc_edge": "red cells, edge",
     "wbc": "white cells",
     "plt": "platelets",
 }
@@ -29,10 +27,22 @@ NETWORK_TITLES = {
     "segnet_3x3": "SegNet, 3x3 pooling",
     "truth": "truth",
 }
-METHOD_TITLES = {"cht": "CHT", "ccl": "CCL", "watershed": "Watershed", "edt": "EDT"}
+METHOD_TITLES = {
+    "cht": "CHT",
+    "ccl": "CCL",
+    "watershed": "Watershed",
+    "edt": "EDT",
+    "ccl_mask": "CCL on the mask",
+}
 
-# %% ../nbs/09_drawing.ipynb #b97fabff
-METHOD_COLOURS = {"cht": "#0072B2", "ccl": "#D55E00", "watershed": "#009E73", "edt": "#CC79A7"}
+# %% ../nbs/09_drawing.ipynb #deacf22d
+METHOD_COLOURS = {
+    "cht": "#0072B2",
+    "ccl": "#D55E00",
+    "watershed": "#009E73",
+    "edt": "#CC79A7",
+    "ccl_mask": "#5D3A1A",
+}
 CELL_COLOURS = {"rbc": "#882255", "wbc": "#56B4E9", "plt": "#E69F00"}
 LINE_COLOURS = ["#004488", "#BB5566", "#DDAA33", "#222222", "#6699CC", "#997700"]
 MARKERS = "os^DvPX"
@@ -75,27 +85,23 @@ def outlines(
     border &= labels > 0
     return border.view(np.uint8)
 
-# %% ../nbs/09_drawing.ipynb #7730a1d7
-def _labels(cells: Cells, shape: tuple[int, int]) -> np.ndarray:
-    "Their label image; discs are drawn into an empty one."
-    if cells.labels is not None:
-        return cells.labels
-    labels = np.zeros(shape, np.int32)
-    for number_of, ((row, col), radius) in enumerate(zip(cells.centre, cells.radius), 1):
-        place = (round(float(col)), round(float(row)))
-        cv2.circle(labels, place, max(round(float(radius)), 1), number_of, cv2.FILLED)
-    return labels
-
-
-def _draw_outlines(drawn: np.ndarray, labels: np.ndarray, rgb: tuple, thick: int) -> None:
-    "White lines, and coloured ones upon them, into the picture itself."
-    border = outlines(labels)
-    for width, shade in ((thick + 2 * max(1, thick // 3), (255, 255, 255)), (thick, rgb)):
+# %% ../nbs/09_drawing.ipynb #6ef42977
+def _draw_outlines(drawn: np.ndarray, cells: Cells, rgb: tuple, thick: int) -> None:
+    "White lines, and coloured ones upon them, into the picture itself; discs overlap as circles."
+    border = (
+        np.zeros(drawn.shape[:2], np.uint8) if cells.regions is None else outlines(cells.regions)
+    )
+    wide = thick + 2 * max(1, thick // 3)
+    for width, shade in ((wide, (255, 255, 255)), (thick, rgb)):
         line = cv2.dilate(border, np.ones((width, width), np.uint8))
         plain = cv2.rectangle(np.empty_like(drawn), (0, 0), drawn.shape[1::-1], shade, cv2.FILLED)
         cv2.copyTo(plain, line, drawn)
+    for (row, col), radius in zip(cells.centre, cells.radius) if cells.regions is None else ():
+        circle = (round(float(col)), round(float(row))), max(round(float(radius)), 1)
+        cv2.circle(drawn, *circle, (255, 255, 255), wide, cv2.LINE_AA)
+        cv2.circle(drawn, *circle, rgb, thick, cv2.LINE_AA)
 
-# %% ../nbs/09_drawing.ipynb #6b2903a0
+# %% ../nbs/09_drawing.ipynb #f79954b9
 def overlay(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     cells: Cells | Mapping[str, Cells],  # Of one type, or by cell type: each in its own colour
@@ -110,7 +116,7 @@ def overlay(
     for cell, found in cells.items():
         rgb = matplotlib.colors.to_rgb(colour or CELL_COLOURS.get(cell, CELL_COLOURS["rbc"]))
         rgb = tuple(round(255 * part) for part in rgb)
-        _draw_outlines(drawn, _labels(found, image.shape[:2]), rgb, thick)
+        _draw_outlines(drawn, found, rgb, thick)
         for (row, col), radius in zip(found.centre, found.radius):
             if radius > 6 * thick:  # Else the dot would hide the cell
                 place = (round(float(col)), round(float(row)))

@@ -6,11 +6,11 @@
 __all__ = ['SPLITS', 'write_figure', 'nothing_to_draw', 'agreement_figure', 'bland_altman_figure', 'learning_curve',
            'curve_figure', 'drift_figure', 'magnification_figure', 'recall_figure']
 
-# %% ../../nbs/studies/03_figures.ipynb #4389a040
+# %% ../../nbs/studies/03_figures.ipynb #f28a04e0
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -144,37 +144,33 @@ def _key(figure: Figure, splits: pd.Series) -> None:
     handles.append(Patch(color=_BAND, label=r"$\pm 2\sqrt{N}$, the chance of a count"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
 
-# %% ../../nbs/studies/03_figures.ipynb #44c674d5
-def _ways(counts: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    "Method, title and rows of each way of counting, in the order of METHOD_TITLES."
-    kind = counts["map"] if "map" in counts else pd.Series("", counts.index)
-    for method in [m for m in METHOD_TITLES if m in set(counts["method"])]:
-        kinds = kind[counts["method"] == method].unique()
-        for each in kinds:
-            part = counts[(counts["method"] == method) & (kind == each)]
-            if part["image"].duplicated().any():
-                raise InputError(
-                    f"{part['image'][part['image'].duplicated()].iloc[0]} is counted twice by "
-                    f"{METHOD_TITLES[method]}: choose one cell type and one map, or name the map."
-                )
-            of = f"\non {each.replace('_', ' ')}" if len(kinds) > 1 else ""
-            yield method, METHOD_TITLES[method] + of, part
+# %% ../../nbs/studies/03_figures.ipynb #36d99372
+def _by_method(counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    "The rows of each method, in the order of METHOD_TITLES."
+    twice = counts[counts.duplicated(["image", "method"])]
+    if len(twice):
+        image, method = twice[["image", "method"]].iloc[0]
+        raise InputError(
+            f"{image} is counted twice by {METHOD_TITLES[method]}: choose one cell type and truth."
+        )
+    used = [method for method in METHOD_TITLES if method in set(counts["method"])]
+    return {method: counts[counts["method"] == method] for method in used}
 
-# %% ../../nbs/studies/03_figures.ipynb #0d25aa3a
+# %% ../../nbs/studies/03_figures.ipynb #f25b4a85
 @matplotlib.rc_context(STYLE)
 def agreement_figure(
-    counts: pd.DataFrame,  # Columns image, split, method, real, predicted, and map if there are several
+    counts: pd.DataFrame,  # Columns image, split, method, real, predicted; of one cell type
     title: str,
 ) -> Figure:
     "Predicted counts over real ones, training and test images apart; raises `InputError` for an image twice."
-    ways = list(_ways(counts))
-    if not ways:
+    parts = _by_method(counts)
+    if not parts:
         return nothing_to_draw(title)
-    figure = Figure(figsize=(WIDTH, WIDTH / max(len(ways), 3) + 1), layout="constrained")
+    figure = Figure(figsize=(WIDTH, WIDTH / max(len(parts), 3) + 1), layout="constrained")
     top = max(float(counts[["real", "predicted"]].max().max()), 1) * 1.1
     line = np.linspace(0, np.sqrt(top), 200) ** 2
-    panels = figure.subplots(1, len(ways), squeeze=False, sharey=True)[0]
-    for ax, (method, name, part) in zip(panels, ways):
+    panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    for ax, (method, part) in zip(panels, parts.items()):
         noise = 2 * np.sqrt(line)
         ax.fill_between(line, np.maximum(line - noise, 0), line + noise, color=_BAND, lw=0)
         ax.plot(line, line, color="#555555", lw=0.8)
@@ -182,7 +178,7 @@ def agreement_figure(
         _root(ax.xaxis, top)
         _root(ax.yaxis, top)
         ax.set(xlim=(0, top), ylim=(0, top), box_aspect=1, xlabel="real count")
-        ax.set_title(f"{name}\n{len(part)} images")
+        ax.set_title(f"{METHOD_TITLES[method]}\n{len(part)} images")
     panels[0].set_ylabel("predicted count")
     _key(figure, counts["split"])
     figure.suptitle(title)
@@ -201,7 +197,7 @@ def _limits(ax: Axes, part: pd.DataFrame) -> dict[str, float]:
             )  # fmt: skip
     return scores
 
-# %% ../../nbs/studies/03_figures.ipynb #88ca727d
+# %% ../../nbs/studies/03_figures.ipynb #bb791385
 @matplotlib.rc_context(STYLE)
 def bland_altman_figure(
     counts: pd.DataFrame,  # Columns image, split, cell, method, real, predicted; one method a cell type
@@ -225,7 +221,7 @@ def bland_altman_figure(
         _root(ax.xaxis, top)
         ax.set(xlim=(0, top), ylim=(-far, far), xlabel="mean of predicted and real count")
         ax.set_title(
-            f"{CELL_TITLES[cell.partition('_')[0]]}, {METHOD_TITLES[method]}\n"
+            f"{CELL_TITLES[cell]}, {METHOD_TITLES[method]}\n"
             f"{len(part)} images, CCC {number(scores['ccc'], 'ccc')}"
         )
     panels[0].set_ylabel("predicted − real, cells")
@@ -422,27 +418,24 @@ def magnification_figure(
         ax.set_ylim(top=100)
     return figure
 
-# %% ../../nbs/studies/03_figures.ipynb #57c2d79b
+# %% ../../nbs/studies/03_figures.ipynb #26eefd7e
 @matplotlib.rc_context(STYLE)
 def recall_figure(
-    points: pd.DataFrame,  # Columns images, neighbours (label), method, counted_by (in words), recall, cells
+    points: pd.DataFrame,  # Columns images, neighbours (in words), method, recall, cells
     title: str,
 ) -> Figure:
-    "Recall over the number of neighbours, in the colours of the methods; dashed where a method comes again."
+    "Recall over the number of neighbours, a panel for training and one for test images."
     if not len(points):
         return nothing_to_draw(title)
     labels = _values(points, "neighbours")
-    ways = points.drop_duplicates("counted_by")
-    styles = {
-        row.counted_by: {"color": METHOD_COLOURS[row.method], "ls": "--" if again else "-"}
-        for row, again in zip(ways.itertuples(), ways["method"].duplicated())
+    names = METHOD_TITLES | {"train": "training images", "test": "test images"}
+    names |= {
+        "recall": "recall at IoU 0.5",
+        "place": "cells that it touches (number of such cells)",
     }
-    names = {"train": "training images", "test": "test images", "recall": "recall at IoU 0.5"}
-    names["place"] = "cells that it touches (number of such cells)"
     placed = points.assign(place=points["neighbours"].map(labels.index))
-    figure = curve_figure(
-        placed, "place", "recall", "counted_by", "images", None, title, names, styles
-    )
+    styles = {method: {"color": colour} for method, colour in METHOD_COLOURS.items()}
+    figure = curve_figure(placed, "place", "recall", "method", "images", None, title, names, styles)
     for ax, side in zip(figure.axes, _values(points, "images")):
         many = points[points["images"] == side].groupby("neighbours")["cells"].max()
         ticks = [f"{label}\n({many.get(label, 0):,.0f})" for label in labels]
