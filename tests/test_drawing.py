@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from bloodcount.counting import COUNTERS, cells_from_labels
+from bloodcount.counting import COUNTERS, cells_from_discs, cells_from_labels
 from bloodcount.drawing import (
     CELL_COLOURS,
     CELL_TITLES,
@@ -116,3 +116,9 @@ def test_several_cell_types_each_in_its_colour():
     assert where(right, CELL_COLOURS["plt"]).any() and not where(right, CELL_COLOURS["rbc"]).any()
     assert not where(drawn, CELL_COLOURS["wbc"]).any()
     assert np.array_equal(overlay(GREY, found["rbc"]), overlay(GREY, {"rbc": found["rbc"]}))
+
+
+def test_discs_that_overlap_are_whole_circles():
+    cells = cells_from_discs([(60, 60), (60, 80)], [20, 20], GREY.shape[:2])
+    drawn = where(overlay(GREY, cells, "#00FF00", thick=1), "#00FF00")
+    assert drawn[60, 79:82].any() and drawn[60, 59:62].any()  # Each where the other one lies

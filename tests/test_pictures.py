@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bloodcount.counting import COUNTERS, count
 from bloodcount.drawing import WIDTH
 from bloodcount.segmentation import truth_maps
 from bloodcount.settings import load_settings
@@ -18,7 +17,6 @@ from bloodcount.studies.pictures import (
     example_panels,
     field_panels,
     field_to_show,
-    maps_taken,
     schema_figure,
     schema_of,
     smears_figure,
@@ -26,14 +24,11 @@ from bloodcount.studies.pictures import (
 from bloodcount.synthetic import synthetic_smear
 
 SMEAR = synthetic_smear(seed=5, shape=(160, 208), rbc=6, wbc=1, plt=2)
-SETTINGS = load_settings("paper")
+PUBLISHED = load_settings("paper").published["do_unet"]
 
 
 def schema(cell: str, **shown):
-    maps = truth_maps(SMEAR, cell)
-    found = {method: count(maps, cell, method, SETTINGS) for method in COUNTERS}
-    taken = maps_taken(SETTINGS.count[cell])
-    return schema_of(SMEAR, cell, maps, found, taken, SETTINGS.threshold[cell], **shown)
+    return schema_of(SMEAR, cell, truth_maps(SMEAR, cell), PUBLISHED[cell], **shown)
 
 
 def pictures(figure) -> list[np.ndarray]:

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAPS', 'MAP_COLOURS', 'LANE', 'TITLE', 'MARGIN', 'BETWEEN', 'annotation', 'busiest', 'Panel', 'field_panels',
-           'example_panels', 'smears_figure', 'Schema', 'schema_of', 'maps_taken', 'schema_figure', 'field_to_show']
+           'example_panels', 'smears_figure', 'Schema', 'maps_taken', 'schema_of', 'schema_figure', 'field_to_show']
 
-# %% ../../nbs/studies/03_pictures.ipynb #605a2cb2
+# %% ../../nbs/studies/03_pictures.ipynb #95464f6b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..counting import Cells, cells_from_labels, components, look_at
+from ..counting import Cells, binary, cells_from_labels, components, count
 from ..data import Smear
 from bloodcount.drawing import (
     CELL_COLOURS,
@@ -31,7 +30,7 @@ from bloodcount.drawing import (
     overlay,
 )
 from ..segmentation import Maps
-from ..settings import Thresholds
+from ..settings import OF_EDGES, Counting
 
 # %% ../../nbs/studies/03_pictures.ipynb #504da017
 def annotation(
@@ -139,11 +138,11 @@ def smears_figure(
     figure.legend(handles=key, loc="outside lower center", ncols=4)
     return figure
 
-# %% ../../nbs/studies/03_pictures.ipynb #3b01a92f
+# %% ../../nbs/studies/03_pictures.ipynb #a6b4afa0
 MAPS = {"mask": "mask", "edge": "edge", "mask_minus_edge": "mask minus edge"}
 MAP_COLOURS = dict(zip(MAPS, (LINE_COLOURS[3], LINE_COLOURS[1], LINE_COLOURS[0])))
 
-
+# %% ../../nbs/studies/03_pictures.ipynb #44cff82b
 @dataclass(frozen=True)
 class Schema:
     "One field on its way to a count."
@@ -175,50 +174,44 @@ class Schema:
         ]
         return [Panel(self.field.title, self.field.picture[self.window]), *maps], methods
 
-# %% ../../nbs/studies/03_pictures.ipynb #0dc535e8
-def schema_of(
-    smear: Smear,
-    cell: str,
-    maps: Maps,  # What a network says of it
-    found: Mapping[str, Cells],  # By method
-    taken: Mapping[str, Sequence[str]],  # By method: the maps that it takes, keys of MAPS
-    threshold: Thresholds,  # How mask minus edge is cut
-    size: tuple[int, int] | None = None,  # Of the part that is shown, px; all if None
-    photograph: bool = False,  # Show the image, and not its annotation
-) -> Schema:
-    "A field, its maps and its cells, with the part that holds the most cells by the last method."
-    planes = {"mask": maps.mask}
-    if maps.edge is not None:
-        planes |= {
-            "edge": maps.edge,
-            "mask_minus_edge": look_at(maps, threshold, "mask_minus_edge", 0),
-        }
-    shape = maps.mask.shape
-    places = list(found.values())[-1].centre if found else np.zeros((0, 2))
-    window = busiest(places, shape, size or shape)
-    high, wide = (part.stop - part.start for part in window)
-    real = f", {smear.counts[cell]} in truth" if cell in smear.counts else ""
-    part = (
-        ""
-        if (high, wide) == shape
-        else f"; {wide} x {high} px of it are shown, and counts of all of it"
-    )
-    field = (
-        Panel("field", smear.image) if photograph else Panel("field, annotated", annotation(smear))
-    )
-    title = f"{CELL_TITLES[cell].capitalize()} of {smear.name}{real}{part}"
-    return Schema(title, field, planes, found, taken, window)
-
-# %% ../../nbs/studies/03_pictures.ipynb #3aef7045
+# %% ../../nbs/studies/03_pictures.ipynb #f185fd63
 def maps_taken(
-    counters: Mapping[str, Any],  # The parameters of each method, with their `source`
+    counting: Counting,
 ) -> dict[str, tuple[str, ...]]:  # By method: keys of MAPS
     "Which maps each method takes."
     flooded = {"watershed": ("mask",)}
     return {
         method: tuple(dict.fromkeys((options.source, *flooded.get(method, ()))))
-        for method, options in counters.items()
+        for method, options in counting.count.items()
     }
+
+# %% ../../nbs/studies/03_pictures.ipynb #a9f8e80b
+def schema_of(
+    smear: Smear,
+    cell: str,
+    maps: Maps,  # What a network says of it
+    counting: Counting,  # How its cells are counted
+    size: tuple[int, int] | None = None,  # Of the part that is shown, px; all if None
+    photograph: bool = False,  # Show the image, and not its annotation
+) -> Schema:
+    "A field, its maps, and its cells by all methods; shown is the part with the most cells by the default one."
+    found = {m: count(maps, counting, m) for m in counting.count if m not in OF_EDGES}
+    planes = {"mask": maps.mask}
+    if maps.edge is not None:
+        inside = binary(maps, counting.threshold, "mask_minus_edge", 0)
+        planes |= {"edge": maps.edge, "mask_minus_edge": inside}
+    shape = maps.mask.shape
+    window = busiest(found[counting.method].centre, shape, size or shape)
+    high, wide = (part.stop - part.start for part in window)
+    real = f", {smear.counts[cell]} in truth" if cell in smear.counts else ""
+    whole = (high, wide) == shape
+    part = "" if whole else f"; {wide} x {high} px of it are shown, and counts of all of it"
+    title = f"{CELL_TITLES[cell].capitalize()} of {smear.name}{real}{part}"
+    field = Panel("field, annotated", annotation(smear))
+    if photograph:
+        field = Panel("field", smear.image)
+    taken = {method: names for method, names in maps_taken(counting).items() if method in found}
+    return Schema(title, field, planes, found, taken, window)
 
 # %% ../../nbs/studies/03_pictures.ipynb #7dbeeae0
 LANE, TITLE, MARGIN, BETWEEN = 0.13, 0.2, 0.1, 0.26  # Inches
