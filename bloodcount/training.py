@@ -28,7 +28,8 @@ from .files import read_card, replacing, sha256, write_text
 from .losses import LOSSES, METRICS
 from .networks import MODELS, OUTPUTS, arithmetic, keras, read_weights, write_weights
 from .paste import draw_white_cells, paste_cells
-from .settings import CELLS, Augment, Recipe, Settings, Train, code_digest, digest
+from .settings import CELLS, Augment, Recipe, Settings, Train
+from .source import code_digest, digest
 from .tiles import equalise, to_input
 
 # %% ../nbs/05_training.ipynb #ccbd5a90

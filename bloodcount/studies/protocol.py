@@ -43,15 +43,8 @@ from bloodcount.segmentation import (
     read_masks,
     truth_maps,
 )
-from bloodcount.settings import (
-    DEFAULT_WEIGHTS,
-    PROJECT,
-    WEIGHTS,
-    Settings,
-    code_digest,
-    digest,
-    load_settings,
-)
+from ..settings import DEFAULT_WEIGHTS, PROJECT, WEIGHTS, Settings, load_settings
+from ..source import code_digest, digest
 from ..synthetic import sample_smears
 
 # %% ../../nbs/studies/00_protocol.ipynb #503d048e
