@@ -118,7 +118,7 @@ def kept(
         write(part, made)
     return read(path)
 
-
+# %% ../nbs/00_cache.ipynb #22e50d70
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     "A result that JSON can hold, made once."
     return kept(

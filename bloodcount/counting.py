@@ -71,7 +71,7 @@ def discs(
         labels[where][won], nearest[where][won] = i, away[won]
     return labels
 
-
+# %% ../nbs/07_counting.ipynb #b32037b9
 def cells_from_discs(
     centre: np.ndarray,  # (n, 2), row and col, px
     radius: np.ndarray,  # (n,), px

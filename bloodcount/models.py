@@ -100,7 +100,7 @@ class Model:
         "The cells of an image (H, W, 3) uint8 RGB, by a method or by the model's own; raises `SettingsError`."
         return count(self.maps(image), self.counting, method)
 
-
+# %% ../nbs/08_models.ipynb #52661b1e
 def load_model(
     cell: str,  # "rbc", "wbc" or "plt"
     weights: str | Path = "bloodcount",  # Or authors, or a trained model's folder
@@ -131,7 +131,7 @@ class PaperFinder:
         "The cell types that it knows."
         return tuple(self.models)
 
-
+# %% ../nbs/08_models.ipynb #1263e5d8
 def load_finder(
     cells: tuple[str, ...] = CELLS,
     weights: str | Path = "bloodcount",

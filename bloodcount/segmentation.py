@@ -94,6 +94,17 @@ def in_levels(
 # One tile at a time: a network takes all cores by itself, and Keras does not say that its models bear two threads.
 _MAPPING = threading.Lock()
 
+# %% ../nbs/06_segmentation.ipynb #51019177
+def _map_tile(segmenter: "Segmenter", tile: np.ndarray) -> np.ndarray:
+    "The outputs of one tile, (h, w, outputs), without the rim that lacks its surroundings."
+    from bloodcount.networks import MODELS
+
+    with _MAPPING:
+        outputs = segmenter.model.predict_on_batch(tile[None])
+    planes = np.concatenate(outputs if isinstance(outputs, list) else [outputs], axis=-1)[0]
+    rim = MODELS[segmenter.network].margin - (len(tile) - len(planes)) // 2
+    return planes[rim : len(planes) - rim, rim : planes.shape[1] - rim]
+
 # %% ../nbs/06_segmentation.ipynb #d89b4ad5
 @dataclass(frozen=True)
 class Segmenter:
@@ -119,28 +130,19 @@ class Segmenter:
         tile = network.input_side(self.settings.segment[self.network].tile)
         picture = resized(equalise(image, self.settings.preprocess), self.zoom)
         plan = plan_tiles(picture.shape[:2], tile, network.margin, network.step)
-        probability = map_tiles(self._map_tile, to_input(picture), plan)
-        if not np.isfinite(probability).all():
+        whole = map_tiles(lambda part: _map_tile(self, part), to_input(picture), plan)
+        if not np.isfinite(whole).all():
             raise IntegrityError(
                 f"The {self.weights} weights of {self.cell} yield NaN; they are damaged."
             )
-        planes = dict(zip(self.model.output_names, np.moveaxis(probability, -1, 0)))
+        planes = dict(zip(self.model.output_names, np.moveaxis(whole, -1, 0)))
         if self.zoom != 1:
             planes = {name: cv2.resize(p, image.shape[1::-1]) for name, p in planes.items()}
         if self.network.startswith("segnet"):
             planes = {name: in_levels(p) for name, p in planes.items()}
         return Maps(planes["mask"], planes.get("edge"))
 
-    def _map_tile(self, tile: np.ndarray) -> np.ndarray:
-        with _MAPPING:
-            outputs = self.model.predict_on_batch(tile[None])
-        planes = np.concatenate(outputs if isinstance(outputs, list) else [outputs], axis=-1)[0]
-        from bloodcount.networks import MODELS
-
-        rim = MODELS[self.network].margin - (len(tile) - len(planes)) // 2
-        return planes[rim : len(planes) - rim, rim : planes.shape[1] - rim]
-
-
+# %% ../nbs/06_segmentation.ipynb #92d05a38
 def check_image(image: np.ndarray) -> None:
     "Raise `InputError` for what is no RGB image of 8 bits."
     if (

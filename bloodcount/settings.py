@@ -266,6 +266,8 @@ class EDT:
 
 
 METHODS = {"cht": CHT, "ccl": CCL, "watershed": Watershed, "edt": EDT, "ccl_mask": CCL}
+
+# %% ../nbs/00_settings.ipynb #8e661296
 # Those that work on an edge map, which only red cells have.
 OF_EDGES = ("ccl_mask",)
 
@@ -296,7 +298,7 @@ class Method:
     wbc: Literal["cht", "ccl", "watershed", "edt"]
     plt: Literal["cht", "ccl", "watershed", "edt"]
 
-
+# %% ../nbs/00_settings.ipynb #c9bb6c25
 @section
 class Reproduce:
     "Running the paper notebooks."
@@ -322,7 +324,7 @@ NEEDED = [
     *(f"count.{c}.{m}" for c in CELLS for m in METHODS if c == "rbc" or m not in OF_EDGES),
 ]
 
-
+# %% ../nbs/00_settings.ipynb #cef3ac8b
 def _kind(name: str) -> type | None:
     "The dataclass that a section fills; None for a section that there cannot be."
     match name.split("."):
@@ -451,7 +453,7 @@ def known_profile(profile: str) -> str:
         raise SettingsError(f"There is no profile {profile!r}. {hint(profile, PROFILES)}")
     return profile
 
-
+# %% ../nbs/00_settings.ipynb #40ff6440
 def _check_recipes(settings: "Settings") -> None:
     "Raise `SettingsError` for a recipe that goes on with what is not there."
     for cell, recipes in settings.recipe.items():
@@ -487,7 +489,7 @@ def _published(
         for cell in CELLS
     }
 
-
+# %% ../nbs/00_settings.ipynb #56e84b0c
 def _tree(parser: configparser.ConfigParser, profile: str) -> Settings:
     "The settings of a profile, paths as they stand in the file."
     tree: dict[str, Any] = {
