@@ -1,7 +1,6 @@
 "A finder that needs no network, and the command with it, for tests that stop a real process."
 
 import os
-import sys
 import time
 from dataclasses import dataclass
 
@@ -27,8 +26,8 @@ class Darkness:
 
 
 if __name__ == "__main__":
-    from bloodcount import batch, cli
+    from bloodcount import batch, start
 
     finder = Darkness(float(os.environ.get("PAUSE", 0)))
     batch.finder_of = lambda plan: finder
-    cli.main(sys.argv[1:])
+    start.main()
