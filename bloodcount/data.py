@@ -205,12 +205,18 @@ def image_path(data: DataSet, name: str) -> Path:
 def read_polygons(path: str | Path) -> list[np.ndarray]:
     "The outlines of a polygon file, each (n, 2) float32 of row and col; the file holds x and y."
     try:
-        outlines = json.loads(Path(path).read_bytes())["polygons"]
-        return [np.asarray(outline, np.float32).reshape(-1, 2)[:, ::-1] for outline in outlines]
+        told = json.loads(Path(path).read_bytes())["polygons"]
+        outlines = [np.asarray(outline, np.float32).reshape(-1, 2)[:, ::-1] for outline in told]
     except FileNotFoundError:
         raise InputError(f"{path}: no such outlines.") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: not a file of outlines.") from None
+    for number, outline in enumerate(outlines, start=1):
+        if len(outline) < 3 or not np.isfinite(outline).all():
+            raise InputError(
+                f"{path}: outline {number} has no three points, so that it holds no cell."
+            )
+    return outlines
 
 
 def _mask_of(path: Path, image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ __all__ = ['LEVELS', 'SHIPPED', 'Maps', 'truth_maps', 'outline_maps', 'cut', 'in
            'read_masks', 'masks_name']
 
 # %% ../nbs/06_segmentation.ipynb #81415cdc
+import functools
 import hashlib
 import importlib.util
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from .engines import Predict, chosen_engine, compiled, engine_version
 from PIL import Image
 from skimage.filters import threshold_otsu
 
@@ -100,8 +102,8 @@ def _map_tile(segmenter: "Segmenter", tile: np.ndarray) -> np.ndarray:
     from bloodcount.networks import MODELS
 
     with _MAPPING:
-        outputs = segmenter.model.predict_on_batch(tile[None])
-    planes = np.concatenate(outputs if isinstance(outputs, list) else [outputs], axis=-1)[0]
+        outputs = segmenter.predict(tile[None])
+    planes = np.concatenate(outputs, axis=-1)[0]
     rim = MODELS[segmenter.network].margin - (len(tile) - len(planes)) // 2
     return planes[rim : len(planes) - rim, rim : planes.shape[1] - rim]
 
@@ -117,6 +119,12 @@ class Segmenter:
     model: Any  # keras.Model
     settings: Settings
     zoom: float = 1  # Size of the picture that it learnt from over that of the image
+    engine: str = "keras"  # What computes it: "keras" or "openvino"
+
+    @functools.cached_property
+    def predict(self) -> Predict:
+        "The network, compiled when it is first used."
+        return compiled(self.model, self.engine)
 
     def __call__(
         self,
@@ -237,7 +245,8 @@ def load_segmenter(
         zoom, load = card["settings"]["recipe"].get("zoom", 1.0), read_weights
     with arithmetic(settings.segment[network].precision):
         model = folded(load(MODELS[network].build(OUTPUTS[cell]), path))
-    return Segmenter(cell, network, weights, checksum, model, settings, zoom)
+    engine = chosen_engine(settings.segment[network].engine)
+    return Segmenter(cell, network, weights, checksum, model, settings, zoom, engine)
 
 # %% ../nbs/06_segmentation.ipynb #d307ca4f
 def maps_name(
@@ -252,6 +261,7 @@ def maps_name(
         segmenter.settings.preprocess,
         segmenter.settings.segment[segmenter.network],
         segmenter.zoom,
+        engine_version(segmenter.engine),
     )
     return digest(pixels, made_by, computed_by("tiles", "networks", "segmentation"))
 

@@ -138,6 +138,7 @@ class Segment:
         int, Field(ge=100), AfterValidator(_side)
     ]  # Largest side of the network's input, px
     precision: Precision
+    engine: Literal["keras", "openvino", "auto"] = "keras"  # nbs/04_engines.ipynb
 
 
 @section

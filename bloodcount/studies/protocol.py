@@ -30,7 +30,7 @@ from bloodcount.evaluation import (
     steps,
 )
 from ..files import read_card
-from ..models import model_folder, read_counting
+from ..models import counting_for, model_folder
 from bloodcount.segmentation import (
     SHIPPED,
     Maps,
@@ -116,8 +116,9 @@ class Run:
 
     def how(self, cell: str) -> Counting:
         "Thresholds and parameters by which the cells are counted."
-        tuned = read_counting(_folder(self, cell)) if self.counting == "tuned" else None
-        return tuned or self.settings.published[self.network][cell]
+        published = self.settings.published[self.network][cell]
+        tuned = self.counting == "tuned"
+        return counting_for(_folder(self, cell), published) if tuned else published
 
     def by(self, weights: str) -> "Run":
         "The same with other weights."
