@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from .errors import InputError
-from .files import replacing, sha256, write_text
+from .files import sha256, write_text
 from .settings import CELLS
 from .star_chips import draw_chip, places, targets
 from .star_truth import DIAMETER, StarTruth
-from .stars import StarFinder, compute_in, hushed, joined, load_stars, one_each
+from .stars import StarFinder, compute_in, hushed, load_stars
 
 # %% ../nbs/11_star_training.ipynb #b6dd660c
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
+from scipy.ndimage import find_objects
 from scipy.spatial.distance import cdist
 from skimage.feature import peak_local_max
 from skimage.segmentation import watershed
 
+from .counting import components, unmarked
 from .data import Smear
 from .errors import InputError
 from .settings import CELLS
@@ -151,19 +153,21 @@ def _cut_at_necks(mask: np.ndarray, count: int, radius: float) -> np.ndarray:
         peak_local_max(depth, min_distance=round(share * radius), threshold_abs=0.38 * radius)
         for share in (0.75, 1, 1.2, 1.4, 1.6, 1.95)
     ]
+    tries = [np.concatenate([found, unmarked(depth, found, mask)]) for found in tries]
     peaks = min(reversed(tries), key=lambda found: abs(len(found) - count))
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return watershed(-depth, seeds, mask=mask)
 
 
-def _nearest_pair(parts: list[np.ndarray], radius: float) -> tuple[int, int] | None:
-    "The two parts to be joined next: less than a radius apart, and together no larger than a cell."
+def _nearest_pair(parts: list[np.ndarray], whose: list[int], radius: float) -> tuple | None:
+    "Two parts of different components to be joined: less than a radius apart, no larger than a cell."
     pairs = [
         (cdist(parts[a][::3], parts[b][::3]).min(), a, b)
         for a in range(len(parts))
         for b in range(a + 1, len(parts))
-        if np.ptp(np.concatenate([parts[a], parts[b]]), axis=0).max() < 5 * radius
+        if whose[a] != whose[b]
+        and np.ptp(np.concatenate([parts[a], parts[b]]), axis=0).max() < 5 * radius
     ]
     gap, a, b = min(pairs, default=(np.inf, 0, 0))
     return (a, b) if gap < radius else None
@@ -180,15 +184,17 @@ def parted(
     for where, inside, _ in large:
         kept[where] |= inside
     labels = _cut_at_necks(kept, count, radius)
-    parts = []
-    for number in range(1, labels.max(initial=0) + 1):
-        contours, _ = cv2.findContours(
-            (labels == number).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-        )
-        parts.append(max(contours, key=len)[:, 0])
-    while len(parts) > count and (pair := _nearest_pair(parts, radius)):
+    parts = [
+        contour + np.int32([box[1].start, box[0].start])
+        for number, box in enumerate(find_objects(labels), 1)
+        for *_, contour in _boxes(labels[box] == number)[:1]
+    ]
+    whole = components(kept)
+    whose = [int(whole[tuple(part[0, ::-1])]) for part in parts]
+    while len(parts) > count and (pair := _nearest_pair(parts, whose, radius)):
         a, b = pair
         parts[a] = np.concatenate([parts[a], parts.pop(b)])
+        del whose[b]
     return [cv2.convexHull(part)[:, 0] for part in parts]
 
 # %% ../nbs/11_star_truth.ipynb #b14f29ba
