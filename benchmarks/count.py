@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import skimage
 
-from bloodcount.counting import COUNTERS, count
+from bloodcount.counting import count
 from bloodcount.segmentation import Maps, truth_maps
-from bloodcount.settings import load_settings
+from bloodcount.settings import Counting, load_settings
 from bloodcount.synthetic import synthetic_smear
 
 SHAPE = (1944, 2592)
@@ -34,12 +34,12 @@ def field() -> dict[str, Maps]:
     }
 
 
-def seconds(maps: Maps, cell: str, method: str, settings, repeats: int) -> tuple[float, int]:
+def seconds(maps: Maps, counting: Counting, method: str, repeats: int) -> tuple[float, int]:
     "The median time of a count, s, and the count."
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        cells = count(maps, cell, method, settings)
+        cells = count(maps, counting, method)
         times.append(time.perf_counter() - start)
     return statistics.median(times), len(cells)
 
@@ -48,12 +48,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="the median of so many runs")
     repeats = parser.parse_args().repeats
-    settings, maps = load_settings("paper"), field()
+    published, maps = load_settings("paper").published["do_unet"], field()
     print(f"{SHAPE[0]} x {SHAPE[1]} px, {os.cpu_count()} cores, Python {platform.python_version()}, "
           f"OpenCV {cv2.__version__}, scikit-image {skimage.__version__}, median of {repeats}\n")  # fmt: skip
     print("| cell | method | s | times CCL | count |\n|---|---|---|---|---|")
     for cell in maps:
-        times = {m: seconds(maps[cell], cell, m, settings, repeats) for m in COUNTERS}
+        counting = published[cell]
+        times = {m: seconds(maps[cell], counting, m, repeats) for m in counting.count}
         for method, (duration, n) in times.items():
             print(
                 f"| {cell} | {method} | {duration:.2f} | {duration / times['ccl'][0]:.1f} | {n} |"

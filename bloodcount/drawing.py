@@ -17,8 +17,6 @@ from .counting import Cells
 # %% ../nbs/09_drawing.ipynb #79547160
 CELL_TITLES = {
     "rbc": "red cells",
-    "rbc_mask": "red cells, mask",
-    "rbc_edge": "red cells, edge",
     "wbc": "white cells",
     "plt": "platelets",
 }
@@ -28,8 +26,20 @@ NETWORK_TITLES = {
     "segnet_3x3": "SegNet, 3x3 pooling",
     "truth": "truth",
 }
-METHOD_TITLES = {"cht": "CHT", "ccl": "CCL", "watershed": "Watershed", "edt": "EDT"}
-COLOURS = {"cht": "#0072B2", "ccl": "#D55E00", "watershed": "#009E73", "edt": "#CC79A7"}
+METHOD_TITLES = {
+    "cht": "CHT",
+    "ccl": "CCL",
+    "watershed": "Watershed",
+    "edt": "EDT",
+    "ccl_mask": "CCL on the mask",
+}
+COLOURS = {
+    "cht": "#0072B2",
+    "ccl": "#D55E00",
+    "watershed": "#009E73",
+    "edt": "#CC79A7",
+    "ccl_mask": "#56B4E9",
+}
 CELL_COLOURS = {"rbc": "#D55E00", "wbc": "#0072B2", "plt": "#E69F00"}
 LINE_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "os^DvPX"
@@ -66,13 +76,13 @@ def overlay(
     drawn = np.array(image, order="C")
     rgb = tuple(round(255 * part) for part in matplotlib.colors.to_rgb(colour))
     thick = thick or max(2, round(min(image.shape[:2]) / 400))
-    if cells.labels is not None:
+    if cells.regions is not None:
         border = find_boundaries(cells.labels, mode="inner").astype(np.uint8)
         for width, shade in ((thick + 2 * max(1, thick // 3), (255, 255, 255)), (thick, rgb)):
             drawn[cv2.dilate(border, np.ones((width, width))) > 0] = shade
     for (row, col), radius in zip(cells.centre, cells.radius):
         place = (round(float(col)), round(float(row)))
-        if cells.labels is None:
+        if cells.regions is None:
             cv2.circle(
                 drawn, place, max(round(float(radius)), 1), (255, 255, 255), thick + 2, cv2.LINE_AA
             )

@@ -262,8 +262,8 @@ def instances_from_cells(
     shape: tuple[int, int],  # (H, W)
 ) -> sparse.csr_array:  # (n, H * W) int32 of ones
     "The instances of counted cells: their regions where the method gives regions, else their discs."
-    if cells.labels is not None:
-        return instances_from_labels(cells.labels)
+    if cells.regions is not None:
+        return instances_from_labels(cells.regions)
     return instances_from_discs(cells.centre, cells.radius, shape)
 
 # %% ../nbs/08_evaluation.ipynb #1ee7304e

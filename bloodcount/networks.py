@@ -23,7 +23,7 @@ import numpy as np
 from .errors import IntegrityError, RunError
 from .files import replacing
 
-
+# %% ../nbs/04_networks.ipynb #8c1094cd
 @contextlib.contextmanager
 def _hushed():
     "Nothing on the standard error, not even from compiled code: TensorFlow says much at its start."

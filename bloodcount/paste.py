@@ -187,9 +187,8 @@ class _Canvas:
         light, box = self.light_at(upper), boxes_of([upper])
         near = (self.boxes[:, :2] < box[:, 2:]) & (self.boxes[:, 2:] > box[:, :2])
         left = {i: uncovered(self.outlines[i], upper) for i in np.flatnonzero(near.all(axis=1))}
-        if any(outline is None for outline in left.values()) or not self.is_free(
-            where, inside, light
-        ):
+        hidden = any(outline is None for outline in left.values())
+        if hidden or not self.is_free(where, inside, light):
             return False
         lay_over(self.image, cell, corner, light, through)
         self.mask[where] |= inside

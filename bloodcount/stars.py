@@ -137,7 +137,7 @@ def drawn(
 
     labels = np.zeros(shape, np.int32)
     if not len(stars):
-        return cells_from_labels(labels)
+        return cells_from_labels(labels, score=stars.score)
     order = np.argsort(stars.score, kind="stable")
     numbers = np.arange(1, len(stars) + 1)
     labels = polygons_to_label_coord(stars.outlines[order], shape, labels=numbers - 1)
@@ -146,7 +146,7 @@ def drawn(
     inside = _share_inside(stars[order], shape)
     gone = np.concatenate([[False], seen[1:] < LEFT * inside * stars.area[order]])
     labels[gone[labels]] = 0
-    return cells_from_labels(labels)
+    return cells_from_labels(labels, score=stars.score[order])
 
 
 def _share_inside(stars: Stars, shape: tuple[int, int]) -> np.ndarray:

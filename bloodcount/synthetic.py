@@ -347,6 +347,30 @@ def paint(
         density[cell.where] += np.multiply.outer(own, look.platelet)
     return density
 
+# %% ../nbs/01_synthetic.ipynb #b8493f79
+def _check(look: str | None, overlap: float, touching: float) -> None:
+    if look is not None and look not in LOOKS:
+        raise SettingsError(f"There is no look {look!r}. {hint(look, LOOKS)}")
+    if not (0 <= overlap <= 1 and 0 <= touching <= 1):
+        raise SettingsError(f"overlap {overlap} and touching {touching} are shares, from 0 to 1.")
+
+
+def _truth(
+    centres: dict[str, np.ndarray],  # By cell type, (n, 2) row and col, px
+    radii: dict[str, np.ndarray],
+    shape: tuple[int, int],
+    whole: bool,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
+    "Masks of all cells, edges and outlines of the red ones."
+    polygons = {
+        c: [cell_polygon(*both, shape) for both in zip(centres[c], radii[c])] for c in centres
+    }
+    masks = {c: np.zeros(shape, bool) for c in centres}
+    for cell, outline in ((c, outline) for c in centres for outline in polygons[c]):
+        masks[cell] |= polygon_mask(outline, shape)
+    red = polygons["rbc"] if whole else seen(polygons["rbc"], shape)
+    return masks, {"rbc": edge_mask(red, shape)}, {"rbc": red}
+
 # %% ../nbs/01_synthetic.ipynb #7ecf4e08
 def synthetic_smear(
     seed: int = 0,  # Same seed and arguments, same bytes
@@ -369,10 +393,7 @@ def synthetic_smear(
     whole: bool = False,  # Outline cells whole; False: what is seen of them, as ALL-IDB1 does
 ) -> Smear:  # Named by seed and patient, Syn000_0; edges and outlines for red cells
     "A blood smear with exact truth; raises `SettingsError` if the cells do not fit or a value is wrong."
-    if look is not None and look not in LOOKS:
-        raise SettingsError(f"There is no look {look!r}. {hint(look, LOOKS)}")
-    if not (0 <= overlap <= 1 and 0 <= touching <= 1):
-        raise SettingsError(f"overlap {overlap} and touching {touching} are shares, from 0 to 1.")
+    _check(look, overlap, touching)
     places, stains, camera = np.random.default_rng(seed).spawn(3)
     odds = [0.85, 0.05, 0.05, 0.05] if patient else [0, 0.35, 0.15, 0.5]
     whites = places.choice(list(WHITES), wbc, p=odds).tolist()
@@ -380,22 +401,8 @@ def synthetic_smear(
     colours = LOOKS[look or stains.choice(list(LOOKS))]
     density = stain * paint(stains, shape, centres, radii, whites, colours, pallor, through)
     image = photograph(camera, density, colours.light, uneven, blur, noise, jpeg)
-
-    polygons = {
-        c: [cell_polygon(*both, shape) for both in zip(centres[c], radii[c])] for c in centres
-    }
-    masks = {c: np.zeros(shape, bool) for c in centres}
-    for cell, outline in ((c, outline) for c in centres for outline in polygons[c]):
-        masks[cell] |= polygon_mask(outline, shape)
-    red = polygons["rbc"] if whole else seen(polygons["rbc"], shape)
-    return Smear(
-        name=f"Syn{seed:03d}_{int(patient)}",
-        image=image,
-        masks=masks,
-        edges={"rbc": edge_mask(red, shape)},
-        polygons={"rbc": red},
-        counts={"rbc": rbc, "wbc": wbc, "plt": plt},
-    )
+    name, counts = f"Syn{seed:03d}_{int(patient)}", {"rbc": rbc, "wbc": wbc, "plt": plt}
+    return Smear(name, image, *_truth(centres, radii, shape, whole), counts=counts)
 
 # %% ../nbs/01_synthetic.ipynb #fd3c7f79
 def sample_smears(

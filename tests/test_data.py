@@ -721,3 +721,22 @@ def test_smears_of_all_idb1(data_folder):
             part = inside[first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
             part |= polygon_mask(outline - first, part.shape)
         assert 2 * (inside & mask).sum() / (inside.sum() + mask.sum()) > 0.95
+
+
+@pytest.mark.parametrize(
+    "outline", [[], [[1, 2]], [[1, 2], [3, 4]], [[1, 2], [3, 4], [5, float("nan")]]]
+)
+def test_an_outline_without_three_points_is_refused(tmp_path, outline):
+    path = tmp_path / "outlines.json"
+    path.write_text(json.dumps({"polygons": [[[0, 0], [9, 0], [9, 9]], outline]}))
+    with pytest.raises(InputError, match="outline 2 has no three points"):
+        read_polygons(path)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", "/root"])
+def test_a_name_of_an_image_holds_no_folder(tmp_path, name):
+    write_dataset(tmp_path / "data", [synthetic_smear(0, (128, 128), rbc=2, wbc=0, plt=0)])
+    path = tmp_path / "data" / "index.csv"
+    path.write_text(path.read_text().replace("Syn000_0", name))
+    with pytest.raises(InputError, match="the name of an image holds no folder"):
+        _ = DataSet(tmp_path / "data").index

@@ -21,7 +21,7 @@ from PIL import Image
 
 import bloodcount
 from bloodcount.segmentation import LEVELS
-from bloodcount.settings import digest
+from bloodcount.source import digest
 from bloodcount.studies.runner import code_cells
 
 ROOT = Path(__file__).parent.parent

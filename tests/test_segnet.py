@@ -161,13 +161,15 @@ def test_tiles_leave_no_seam_once_their_rim_is_cut_off(monkeypatch):
     def mapped(tile, margin):
         rim = dataclasses.replace(MODELS["segnet"], margin=margin)
         monkeypatch.setitem(MODELS, "segnet", rim)
-        settings = dataclasses.replace(SETTINGS, segment=Segment(tile=tile, precision="float32"))
+        settings = dataclasses.replace(
+            SETTINGS, segment={"segnet": Segment(tile=tile, precision="float32")}
+        )
         maps = Segmenter("rbc", "segnet", "random", "", model, settings)(smear.image[:32, :64])
         return np.stack([maps.mask, maps.edge])
 
     margin = MODELS["segnet"].margin
     assert len(np.unique(mapped(2 * margin + 68, margin))) == LEVELS
-    monkeypatch.setattr("bloodcount.segment.in_levels", lambda probability: probability)
+    monkeypatch.setattr("bloodcount.segmentation.in_levels", lambda probability: probability)
     whole, tiles, seams = mapped(2 * margin + 68, margin), mapped(100, margin), mapped(356, 160)
     assert margin == 192 and whole.shape == (2, 32, 64) and whole.std() > 0.1
     # Where two pixels of a window differ by rounding alone, another one may be the largest there

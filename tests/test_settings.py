@@ -11,17 +11,8 @@ from pathlib import Path
 import pytest
 
 from bloodcount.errors import SettingsError
-from bloodcount.settings import (
-    CELLS,
-    METHODS,
-    PROFILES,
-    PROJECT,
-    SECTIONS,
-    Settings,
-    code_digest,
-    digest,
-    load_settings,
-)
+from bloodcount.settings import CELLS, METHODS, PROFILES, PROJECT, SECTIONS, Settings, load_settings
+from bloodcount.source import code_digest, digest
 
 KEYS = {name: [f.name for f in dataclasses.fields(kind)] for name, kind in SECTIONS.items()}
 FIELDS = [(name, key) for name, keys in KEYS.items() for key in keys]

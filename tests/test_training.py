@@ -22,7 +22,7 @@ from bloodcount.errors import IntegrityError, RunError, SettingsError
 from bloodcount.files import read_card, sha256
 from bloodcount.networks import MODELS, OUTPUTS, do_unet, keras, read_weights, write_weights
 from bloodcount.segmentation import Segmenter, load_segmenter
-from bloodcount.settings import CELLS, RECIPES, load_settings
+from bloodcount.settings import CELLS, load_settings
 from bloodcount.synthetic import sample_smears
 from bloodcount.training import Source, Training, build, prepare, read_checkpoint, sides, train
 
@@ -172,7 +172,7 @@ def test_no_image_is_on_two_sides(mixed, cell, images, validation):
 def test_all_seeds_and_recipes_are_judged_on_the_same_images(mixed):
     chosen = {
         tuple(sides(Training(SMOKE, mixed, "rbc", "do_unet", recipe, seed), images)[1])
-        for recipe in RECIPES["rbc"]
+        for recipe in SMOKE.recipe["rbc"]
         for seed in (0, 1)
         for images in ("train", "large", "large_with_test")
     }

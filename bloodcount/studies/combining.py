@@ -17,7 +17,7 @@ from ..cache import computed_by
 from ..data import names
 from ..drawing import number
 from ..segmentation import Maps
-from ..settings import digest
+from ..source import digest
 from bloodcount.studies.protocol import (
     TRUTHS,
     Run,

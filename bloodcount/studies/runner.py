@@ -31,16 +31,8 @@ from ..errors import BloodcountError, InputError, RunError, SettingsError, hint
 from ..fetch import authors, packaged
 from ..files import copy_file, read_card, replacing, sha256, write_text
 from ..segmentation import SHIPPED
-from bloodcount.settings import (
-    CELLS,
-    PROJECT,
-    WEIGHTS,
-    Settings,
-    code_digest,
-    digest,
-    load_settings,
-    modules_there,
-)
+from ..settings import CELLS, PROJECT, WEIGHTS, Settings, load_settings
+from ..source import code_digest, digest, modules_there
 from .protocol import SEGNET_MASKS, TRUTHS, run_data, sample_data
 from .results import RESULTS
 from .tables import html_page

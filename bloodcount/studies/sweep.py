@@ -37,7 +37,8 @@ from ..data import real_data
 from ..errors import BloodcountError, InputError, RunError, SettingsError, hint
 from ..files import copy_file, sha256, writable, write_text
 from ..segmentation import SHIPPED
-from ..settings import PROFILES, PROJECT, WEIGHTS, code_digest, digest, load_settings
+from ..settings import PROFILES, PROJECT, WEIGHTS, load_settings
+from ..source import code_digest, digest
 from .protocol import SEGNET_MASKS
 from bloodcount.studies.runner import (
     PAPER_NOTEBOOKS,

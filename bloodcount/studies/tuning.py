@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'RIM', 'Example', 'trimmed', 'example', 'crowded', 'tuning_images', 'examples', 'objective', 'search',
-           'tune_settings']
+           'tune', 'tune_model']
 
 # %% ../../nbs/studies/05_tuning.ipynb #14c9f141
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..counting import COUNTERS
-from ..data import Smear, names, read_smear
+from ..data import DataSet, Smear, names, read_smear
 from ..errors import InputError
 from bloodcount.evaluation import (
     count_accuracy,
@@ -25,10 +25,11 @@ from bloodcount.evaluation import (
     matching,
 )
 from ..files import read_card
+from ..models import write_counting
 from ..paste import paste_cells
-from ..segmentation import SHIPPED, Maps
-from ..settings import Settings, Thresholds
-from .protocol import SEGNET_MASKS, TRUTHS, Run, maps_of, progress, run_data
+from ..segmentation import Maps
+from ..settings import Counting, Settings, Thresholds
+from .protocol import TRUTHS, Run, maps_of, progress
 
 # %% ../../nbs/studies/05_tuning.ipynb #aa667822
 _CUTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -95,11 +96,7 @@ def tuning_images(
     most: int | None = None,  # As many at most, evenly spaced
 ) -> list[str]:
     "The training images; of red cells those that our network was judged by: it knows the others by heart."
-    folder = {"bloodcount": SHIPPED / cell, "segnet": SEGNET_MASKS / cell}.get(
-        run.weights, Path(run.weights)
-    )
-    card = read_card(folder)
-    every = names(run.data, cell, "train")
+    card, every = run.card(cell), names(run.data, cell, "train")
     if card and cell == "rbc":
         every = [name for name in every if name in card["validation"]]
     return every[:: -(-len(every) // most)] if most else every
@@ -160,11 +157,28 @@ def _next_values(now: Any, values: Sequence) -> list[list]:
     ]
 
 # %% ../../nbs/studies/05_tuning.ipynb #6cfad304
+def _with(thresholds: Thresholds, parameters: Any, name: str, value: Any) -> tuple[Thresholds, Any]:
+    "The pair with one value changed, in whichever of the two has it."
+    if name in ("mask", "edge"):
+        return dataclasses.replace(thresholds, **{name: value}), parameters
+    return thresholds, dataclasses.replace(parameters, **{name: value})
+
+
+def _directions(thresholds: Thresholds, parameters: Any, name: str, values: Sequence) -> list[list]:
+    "The candidates of a parameter, as ways to go: up and down, or each cut by itself, for between two good cuts may lie worse ones."
+    of_cut = name in ("mask", "edge")
+    owner = thresholds if of_cut else parameters
+    if not hasattr(owner, name) or (name == "min_area" and parameters.source == "edge"):
+        return []
+    now = getattr(owner, name)
+    return [[v] for v in values if v != now] if of_cut else _next_values(now, values)
+
+# %% ../../nbs/studies/05_tuning.ipynb #73d0b56a
 def search(
     made: Sequence[Example],
     method: str,  # A key of COUNTERS
     thresholds: Thresholds,
-    parameters: Any,  # settings.count[cell][method]
+    parameters: Any,  # Of the method
     candidates: dict[str, Sequence],  # Name -> values to try
     rounds: int = 2,
 ) -> tuple[float, Thresholds, Any]:  # The score, and what gives it
@@ -173,21 +187,9 @@ def search(
     for _ in range(rounds):
         before = best
         for name, values in progress(list(candidates.items()), f"{method}, {best:.2f}"):
-            of_cut = name in ("mask", "edge")
-            if not hasattr(thresholds if of_cut else parameters, name):
-                continue
-            if name == "min_area" and parameters.source == "edge":
-                continue
-            now = getattr(thresholds if of_cut else parameters, name)
-            # Between two good cuts may lie worse ones
-            for direction in (
-                [[v] for v in values if v != now] if of_cut else _next_values(now, values)
-            ):
+            for direction in _directions(thresholds, parameters, name, values):
                 for value in direction:
-                    tried = dataclasses.replace(
-                        thresholds if of_cut else parameters, **{name: value}
-                    )
-                    pair = (tried, parameters) if of_cut else (thresholds, tried)
+                    pair = _with(thresholds, parameters, name, value)
                     if (score := objective(made, method, *pair)) <= best:
                         break
                     best, (thresholds, parameters) = score, pair
@@ -195,40 +197,41 @@ def search(
             break
     return best, thresholds, parameters
 
-# %% ../../nbs/studies/05_tuning.ipynb #553f2369
-def _changes(title: str, before: Any, after: Any) -> list[str]:
-    "The lines of a section for settings.ini: what differs."
-    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
-    text = {k: ", ".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in new.items()}
-    lines = [f"{key} = {text[key]}" for key in new if new[key] != old[key]]
-    return [title, *lines, ""] if lines else []
-
 # %% ../../nbs/studies/05_tuning.ipynb #c811859d
-def tune_settings(
-    settings: Settings,  # With the weights that are tuned for
+def tune(
+    run: Run,  # With the network that is tuned for
     cell: str,  # "rbc", "wbc" or "plt"
-    methods: Sequence[str]
-    | None = None,  # Keys of COUNTERS; all, the cell type's own first, if None
-    weights: str | None = None,  # A trained model's folder, in place of settings.weights
     most: int | None = None,  # Images to tune on, evenly spaced; all training images if None
-) -> str:  # For settings.ini
-    "Choose thresholds and parameters on training images; raises what loading weights and data raises."
-    run = Run(settings, run_data(settings), weights or settings.weights, 0, Path())
-    own = getattr(settings.method, cell)
-    made, thresholds, lines = examples(run, cell, most), settings.threshold[cell], []
+    methods: Sequence[str] | None = None,  # All that the cell type has if None
+) -> tuple[
+    Counting, dict[str, float]
+]:  # How to count, its method the best; the score of each method
+    "Choose thresholds and parameters on training images; raises `InputError` without any, and what loading raises."
+    made, counting = examples(run, cell, most), run.settings.published[run.network][cell]
     if not made:
         raise InputError(f"{run.data.title} has no training images with {cell} counts to tune on.")
-    for method in methods or (own, *(m for m in COUNTERS if m != own)):
-        candidates = {
-            k: v for k, v in CANDIDATES[cell].items() if method == own or k not in ("mask", "edge")
+    thresholds, tuned, scores = counting.threshold, dict(counting.count), {}
+    first = counting.method
+    for method in sorted(methods or counting.count, key=lambda m: m != first):
+        free = {
+            k: v
+            for k, v in CANDIDATES[cell].items()
+            if method == first or k not in ("mask", "edge")
         }
-        parameters = settings.count[cell][method]
-        score, found, tuned = search(made, method, thresholds, parameters, candidates)
-        lines += _changes(f"[threshold.{cell}:{settings.weights}]", thresholds, found)
-        lines += [f"# {score:.2f} on {len(made)} training images"]
-        lines += _changes(f"[count.{cell}.{method}:{settings.weights}]", parameters, tuned) or [
-            f"# {method}: as it is",
-            "",
-        ]
-        thresholds = found
-    return "\n".join(lines)
+        found = search(made, method, thresholds, counting.count[method], free)
+        scores[method], thresholds, tuned[method] = found
+    best = max((m for m in scores if m != "ccl_mask"), key=scores.get)
+    return Counting(thresholds, best, tuned), scores
+
+# %% ../../nbs/studies/05_tuning.ipynb #ef465eb0
+def tune_model(
+    folder: Path,  # Of a trained model
+    settings: Settings,
+    data: DataSet,
+    most: int | None = None,
+) -> dict[str, float]:  # The score of each method on the training images
+    "Choose how a trained model is counted, and keep that in its folder; raises what `tune` raises."
+    cell = read_card(folder)["cell"]
+    counting, scores = tune(Run(settings, data, str(folder), 0, folder), cell, most)
+    write_counting(folder, counting)
+    return scores
