@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_counted', 'counts_text', 'hit', 'Page', 'serve']
 
-# %% ../nbs/12_app.ipynb #325383ef
+# %% ../nbs/12_app.ipynb #82f66ac5
 import base64
 import dataclasses
 import io
@@ -35,7 +35,6 @@ from .errors import BloodcountError
 from .exports import outlines, read_labels, write_labels, write_rois
 from .picture import Plan, finder_of, look_at, settings_name
 from .results import Result, cell_table, counted, pick
-from .settings import CELLS
 
 # %% ../nbs/12_app.ipynb #640910d9
 USUAL = {"rbc": 36.0, "wbc": 60.0, "plt": 10.0}  # Radius of a cell in a field without any, px

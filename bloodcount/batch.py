@@ -101,10 +101,10 @@ def find_images(
         raise InputError(" ".join(["There is no image to count.", *dict.fromkeys(notes)]))
     return list(once.values()), list(dict.fromkeys(notes))
 
-# %% ../nbs/10_batch.ipynb #46b5a256
+# %% ../nbs/10_batch.ipynb #f298acb5
 def image_name(
     path: str,
-    page: int | None = None,
+    page: int | str | None = None,
 ) -> str:
     "What an image is known by: where it really lies, and its page."
     return os.path.realpath(path) + ("" if page is None else f"#{page}")
@@ -258,7 +258,7 @@ class Store:
         self._merging = time.monotonic(), time.monotonic() - began
         return counts
 
-# %% ../nbs/10_batch.ipynb #9eb2643c
+# %% ../nbs/10_batch.ipynb #f09ad9bf
 def _files_of(record: Path) -> set[str]:
     try:
         return set(json.loads(record.read_text(encoding="utf-8"))["files"])
@@ -273,7 +273,7 @@ def _plain(value: Any) -> Any:
 
 def _order(record: dict) -> tuple:
     row = record["row"]
-    return row["image"], row["page"] or 0, CELLS.index(row["cell"]), row["method"], row["settings"]
+    return row["image"], row["page"] or "", CELLS.index(row["cell"]), row["method"], row["settings"]
 
 
 def _cells_of(records: Sequence[dict]) -> pd.DataFrame:
@@ -366,7 +366,7 @@ def _refused(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
-# %% ../nbs/10_batch.ipynb #86d71391
+# %% ../nbs/10_batch.ipynb #c010c650
 @dataclass(frozen=True)
 class Job:
     "An image to be counted."
@@ -386,7 +386,8 @@ def do_job(
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:  # The rows
     "Count an image and write its results."
-    result = count_source(job.path, job.path, plan, finder, tell)
+    with listening() if store is None else contextlib.nullcontext():
+        result = count_source(job.path, job.path, plan, finder, tell)
     for row in result.rows:
         row["sha256"] = job.sha256
     write_result(store or Store(output.out), output, job.image, job.stem, result)

@@ -153,7 +153,7 @@ def named_paths(paths: Sequence[str]) -> list[str]:
     listed = [line for line in read if line]
     return [path for given in paths for path in (listed if given == "-" else [given])]
 
-# %% ../nbs/11_cli.ipynb #646f8625
+# %% ../nbs/11_cli.ipynb #61b02290
 DEFAULT_WEIGHTS = "bloodcount"
 Paths = Annotated[
     list[str],
@@ -167,7 +167,9 @@ Cell = Annotated[
     list[str] | None,
     typer.Option(help=f"Which cells: {', '.join(CELLS)} or all; may be given again."),
 ]
-Network = Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}; else that of the weights.")]
+Network = Annotated[
+    str, typer.Option(help=f"{', '.join(NETWORKS)} or stardist; else that of the weights.")
+]
 Weights = Annotated[
     str, typer.Option(help="bloodcount, authors, or the folder of a trained model.")
 ]
@@ -177,7 +179,9 @@ Methods = Annotated[
         help=f"How: {', '.join(METHODS)} or all; may be given again; else the model's own."
     ),
 ]
-Page = Annotated[int | None, typer.Option(min=0, help="Which page of a file with several, from 0.")]
+Page = Annotated[
+    str, typer.Option(help="Which of a file with several, from 1; rgb: three grey planes are one.")
+]
 Border = Annotated[
     str, typer.Option(help="Cells that the border cuts: include, exclude, or count-two-sides.")
 ]
@@ -205,7 +209,7 @@ Dask = Annotated[
     str, typer.Option(metavar="ADDRESS", help="Count on the workers of a Dask scheduler.")
 ]
 
-# %% ../nbs/11_cli.ipynb #14a3ac6a
+# %% ../nbs/11_cli.ipynb #48c34e1d
 @app.command("count")
 def count_command(
     paths: Paths,
@@ -215,7 +219,7 @@ def count_command(
     network: Network = "",
     weights: Weights = "bloodcount",
     method: Methods = None,
-    page: Page = None,
+    page: Page = "",
     border: Border = "include",
     pixel_size: PixelSize = None,
     overlays: Overlays = "jpg",
@@ -238,7 +242,8 @@ def count_command(
     """
     known_profile(profile)
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
-    asked = {"network": network.lower(), "weights": weights, "profile": profile, "page": page}
+    asked = {"network": network.lower(), "weights": weights, "profile": profile}
+    asked["page"] = int(page) if page.isdecimal() else page.lower() or None
     asked |= {"border": border.lower(), "pixel_size": pixel_size}
     exports = [name for name, on in (("roi", roi), ("geojson", geojson), ("coco", coco)) if on]
     from bloodcount import batch

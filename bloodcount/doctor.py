@@ -58,13 +58,13 @@ def _machine() -> Iterator[Finding]:
     if flags:
         yield f"processor features: {' '.join(f for f in _FEATURES if f in flags)}", True
 
-# %% ../nbs/11_doctor.ipynb #4d9dd5f9
+# %% ../nbs/11_doctor.ipynb #296ac9c2
 def _weights() -> Iterator[Finding]:
     from bloodcount.picture import LazyFinder
 
     for cell in CELLS:
         try:
-            told = LazyFinder((cell,), "bloodcount", "", "paper").about(cell)
+            told = LazyFinder((cell,), "", "bloodcount", "", "paper").about(cell)
         except BloodcountError as error:
             yield one_line(error), False
         else:

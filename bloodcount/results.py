@@ -130,7 +130,7 @@ def cell_table(
         table[f"{name}_um"] = table[name] * size
     return table.round(3)
 
-# %% ../nbs/10_results.ipynb #cca64814
+# %% ../nbs/10_results.ipynb #c48d6982
 # The columns of counts.csv: one row for each image, cell type, method and settings. Lengths in px, pixel_size in um.
 COUNTS = [
     "image", "page", "cell", "count", "count_low", "count_high", "method", "network", "weights",
@@ -149,7 +149,7 @@ FOUND = [
     *MEASURED,
     *(f"{n}_um" for n in IN_UM),
 ]
-_WHOLE = ("page", "count", "border_cells", "width", "height")
+_WHOLE = ("count", "border_cells", "width", "height")
 _REAL = ("count_low", "count_high", "scale", "cell_diameter", "pixel_size")
 
 
@@ -291,14 +291,16 @@ def totals(
 
 _TOTALS = ["fields", "left_out", "count", "count_low", "count_high", "wanted", "more_cells"]
 
-# %% ../nbs/10_results.ipynb #3760c87f
+# %% ../nbs/10_results.ipynb #63f578d0
 def ratios(
     counts: pd.DataFrame,  # Columns COUNTS
     pool: str = "",  # As in `pool_of`
 ) -> pd.DataFrame:
     "WBC:RBC and PLT:RBC of each pool, over the fields in which both are counted and ok."
     good = counts[(counts["status"] == "ok") & counts["count"].notna()]
-    good = good.assign(pool=[pool_of(image, pool) for image in good["image"]])
+    good = good.assign(
+        pool=[pool_of(image, pool) for image in good["image"]], page=good["page"].fillna("")
+    )
     rows = []
     for (name, settings), part in good.groupby(["pool", "settings"], sort=False):
         by_cell = part.pivot_table(

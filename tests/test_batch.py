@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -504,6 +505,29 @@ def test_two_processes_lose_nothing(tmp_path):
         == len(list((tmp_path / "out/overlays").iterdir()))
     )
     assert len(pd.read_csv(tmp_path / "out" / "cells.csv")) == 36 * 9
+
+
+def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    smears(tmp_path / "in", 12)
+    paths, _ = find_images([str(tmp_path / "in")])
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        pids, killed = client.run(os.getpid), []
+
+        def kill_one():
+            time.sleep(1)
+            killed.append(min(pids.values()))
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        output = Output(tmp_path / "out")
+        address = cluster.scheduler_address
+        counts = count_files(paths, Plan(), output, dask=address, finder=Darkness(0.4))
+        killer.join()
+    assert killed and len(counts) == 36 and set(counts["status"]) == {"ok"}
+    assert len(rows(tmp_path / "out")) == 36
 
 
 @pytest.fixture

@@ -216,12 +216,12 @@ def test_unknown_weights(capsys, tmp_path):
     assert code == 2 and errors[0].endswith("Did you mean 'authors'?") and len(errors) == 1
 
 
-def test_a_folder_without_a_model(run, tmp_path):
+def test_a_folder_without_a_model(capsys, tmp_path):
     image = save(tmp_path / "a.png")
     command = ("count", image, "-o", tmp_path / "out", "--weights", tmp_path)
-    assert run(*command)[0] == 2
+    assert in_process(capsys, *command)[0] == 3
     (tmp_path / "card.json").write_text("{}")
-    code, _, errors = run(*command)
+    code, _, errors = in_process(capsys, *command)
     assert code == 3 and len(errors) == 1 and str(tmp_path / "card.json") in errors[0]
     assert not (tmp_path / "out").exists()
 
@@ -229,7 +229,7 @@ def test_a_folder_without_a_model(run, tmp_path):
 def test_the_real_thing(tmp_path, authors_folder):
     "The installed command with the authors' networks, in its own process."
     smear = synthetic_smear(seed=2, shape=(320, 416), rbc=16, wbc=1, plt=3, overlap=0)
-    whole = save(tmp_path / "whole.png", smear.image)
+    whole = save(tmp_path / "a.png", smear.image)
     (tmp_path / "cut.jpg").write_bytes(jpeg(smear.image)[:9000])
     done = subprocess.run(
         [COMMAND, "count", whole, tmp_path / "cut.jpg", "-o", "out", "--weights", "authors"],
