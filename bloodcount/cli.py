@@ -368,7 +368,7 @@ def train(
     settings = load_settings(profile)
     cell = known_name("--cell", cell, CELLS)
     network = known_name("--network", network, settings.train)
-    recipe = known_name("--recipe", recipe, RECIPES[cell])
+    recipe = known_name("--recipe", recipe, settings.recipe[cell])
     from bloodcount.studies.protocol import run_data
 
     data = run_data(settings)
@@ -393,27 +393,33 @@ def tune(
     weights: Annotated[
         str,
         typer.Option(
-            help="For whose networks: bloodcount, authors, segnet, or the folder of a trained model."
+            help="For whose network: bloodcount, authors, segnet, or the folder of a trained model."
         ),
     ] = DEFAULT_WEIGHTS,
-    method: Annotated[
-        str, typer.Option(help=f"Which counter: {', '.join(METHODS)}; else all.")
-    ] = "",
     images: Annotated[
         int | None, typer.Option(min=1, help="So many training images, evenly spaced; else all.")
     ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write counting.json into the network's folder.")
+    ] = False,
     profile: Profile = "paper",
 ) -> None:
-    """Choose thresholds and parameters on training images.
-
-    Prints lines for settings.ini.
-    """
+    "Choose thresholds and counters' parameters for a network, on training images."
     cell = known_name("--cell", cell, CELLS)
-    methods = [known_name("--method", method, METHODS)] if method else None
-    settings = weights_settings(profile, weights)
-    from bloodcount.studies.tuning import tune_settings
+    known_profile(profile)
+    from bloodcount.models import counting_text, write_counting
+    from bloodcount.studies.protocol import network_folder, start
+    from bloodcount.studies.tuning import tune as tuned
 
-    print(tune_settings(settings, cell, methods, weights, images))
+    run = start(profile, weights)
+    counting, scores = tuned(run, cell, images)
+    print(counting_text(counting), end="")
+    for method, score in scores.items():
+        print(f"{method}: {score:.2f} on training images", file=sys.stderr)
+    if keep:
+        folder = network_folder(run, cell)
+        write_counting(folder, counting)
+        print(f"{folder / 'counting.json'} is written.", file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #12a1043c
 def data_folder(folder: Path | None) -> Path:
