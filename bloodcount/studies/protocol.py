@@ -30,7 +30,7 @@ from bloodcount.evaluation import (
     steps,
 )
 from ..files import read_card
-from ..models import counting_for
+from ..models import counting_for, model_folder
 from bloodcount.segmentation import (
     MODELS,
     SHIPPED,
