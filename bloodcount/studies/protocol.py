@@ -32,6 +32,7 @@ from bloodcount.evaluation import (
 from ..files import read_card
 from ..models import counting_for, model_folder
 from bloodcount.segmentation import (
+    MODELS,
     SHIPPED,
     Maps,
     kept_maps,
@@ -74,7 +75,7 @@ def run_data(
 # Whose networks the tables compare: our DO-U-Net's, those that the authors published, our SegNet's.
 COMPARED = ("bloodcount", "authors", "segnet")
 # SegNet's weights are too large to ship; what it says of the evaluated images is kept instead.
-SEGNET_MASKS = PROJECT / "data" / "segnet"
+SEGNET_MASKS = Path(MODELS or PROJECT / "data") / "segnet"
 
 
 def _folder(run: "Run", cell: str) -> Path:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..evaluation import pixel_scores
 from ..files import copy_file, read_card, write_text
 from ..models import read_counting
-from ..segmentation import SHIPPED, Segmenter, load_segmenter, write_masks
+from ..segmentation import MODELS, SHIPPED, Segmenter, load_segmenter, write_masks
 from ..settings import CELLS, PROJECT, Settings
 from .figures import learning_curve, write_figure
 from bloodcount.studies.protocol import (
@@ -143,7 +143,7 @@ def train_model(
     return folder
 
 # %% ../../nbs/studies/06_training.ipynb #de26e0e1
-RECORDS = PROJECT / "data" / "trained"
+RECORDS = Path(MODELS or PROJECT / "data") / "trained"
 
 
 def trainings(card: dict) -> list[dict]:
