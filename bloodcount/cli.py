@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'data', 'Profile', 'OneCell', 'DEFAULT_WEIGHTS', 'Paths', 'Out', 'Recursive', 'Cell', 'Network', 'Weights',
            'Methods', 'Page', 'Border', 'PixelSize', 'Overlays', 'Roi', 'Geojson', 'Coco', 'AsJson', 'Pool',
-           'Overwrite', 'Jobs', 'Dask', 'OneSentence', 'Stopped', 'stoppable', 'bloodcount', 'named_cells',
-           'named_paths', 'count_command', 'named_methods', 'say_results', 'doctor', 'app_command', 'training_plan',
-           'held_out', 'train', 'tune', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample',
-           'reproduce', 'report', 'sweep', 'main']
+           'Overwrite', 'Jobs', 'Dask', 'Only', 'Publish', 'OfPart', 'SweptNotebook', 'Grid', 'Workers', 'SweepOut',
+           'OneSentence', 'Stopped', 'stoppable', 'bloodcount', 'named_cells', 'named_paths', 'count_command',
+           'named_methods', 'say_results', 'doctor', 'app_command', 'training_plan', 'held_out', 'train', 'tune',
+           'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample', 'reproduce', 'report', 'sweep',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #4d09b2d9
 import errno
@@ -369,7 +370,7 @@ def train(
     settings = load_settings(profile)
     cell = known_name("--cell", cell, CELLS)
     network = known_name("--network", network, settings.train)
-    recipe = known_name("--recipe", recipe, RECIPES[cell])
+    recipe = known_name("--recipe", recipe, settings.recipe[cell])
     from bloodcount.studies.protocol import run_data
 
     data = run_data(settings)
@@ -394,27 +395,33 @@ def tune(
     weights: Annotated[
         str,
         typer.Option(
-            help="For whose networks: bloodcount, authors, segnet, or the folder of a trained model."
+            help="For whose network: bloodcount, authors, segnet, or the folder of a trained model."
         ),
     ] = DEFAULT_WEIGHTS,
-    method: Annotated[
-        str, typer.Option(help=f"Which counter: {', '.join(METHODS)}; else all.")
-    ] = "",
     images: Annotated[
         int | None, typer.Option(min=1, help="So many training images, evenly spaced; else all.")
     ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write counting.json into the network's folder.")
+    ] = False,
     profile: Profile = "paper",
 ) -> None:
-    """Choose thresholds and parameters on training images.
-
-    Prints lines for settings.ini.
-    """
+    "Choose thresholds and counters' parameters for a network, on training images."
     cell = known_name("--cell", cell, CELLS)
-    methods = [known_name("--method", method, METHODS)] if method else None
-    settings = weights_settings(profile, weights)
-    from bloodcount.studies.tuning import tune_settings
+    known_profile(profile)
+    from bloodcount.models import counting_text, write_counting
+    from bloodcount.studies.protocol import network_folder, start
+    from bloodcount.studies.tuning import tune as tuned
 
-    print(tune_settings(settings, cell, methods, weights, images))
+    run = start(profile, weights)
+    counting, scores = tuned(run, cell, images)
+    print(counting_text(counting), end="")
+    for method, score in scores.items():
+        print(f"{method}: {score:.2f} on training images", file=sys.stderr)
+    if keep:
+        folder = network_folder(run, cell)
+        write_counting(folder, counting)
+        print(f"{folder / 'counting.json'} is written.", file=sys.stderr)
 
 # %% ../nbs/11_cli.ipynb #12a1043c
 def data_folder(folder: Path | None) -> Path:
@@ -493,26 +500,52 @@ def data_sample(
 
     print(f"{write_dataset(folder, sample_smears(settings.sample)).title}: {folder}")
 
+# %% ../nbs/11_cli.ipynb #65a0cba4
+_TRAIN = "Train every network of the tables first, and make the tables from those."
+_PART = "With --train: only these networks."
+_PUBLISH = (
+    "Put the run into nbs/paper and figures/; with --train, also the networks into the project."
+)
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="This notebook; may be given again.")
+]
+Publish = Annotated[bool, typer.Option("--publish", help=_PUBLISH)]
+OfPart = Annotated[str, typer.Option(help=_PART)]
+
 # %% ../nbs/11_cli.ipynb #9b921709
 @app.command()
 def reproduce(
     profile: Profile = "paper",
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="This notebook; may be given again.")
-    ] = None,
+    only: Only = None,
     show: Annotated[bool, typer.Option("--list", help="List the notebooks and stop.")] = False,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Put the run into nbs/paper and figures/.")
-    ] = False,
+    publish: Publish = False,
+    train: Annotated[bool, typer.Option("--train", help=_TRAIN)] = False,
+    cell: OfPart = "",
+    network: OfPart = "",
+    recipe: OfPart = "",
+    seed: Annotated[int | None, typer.Option(min=0, help=_PART)] = None,
 ) -> None:
     "Run the paper's notebooks; what is done is not done again."
     known_profile(profile)
-    from bloodcount import paper
-
     if show:
-        print(paper.list_notebooks())
+        from bloodcount.studies.page import list_notebooks
+
+        print(list_notebooks())
         return
-    raise typer.Exit(paper.reproduce(profile, only, publish))
+    if not train:
+        if cell or network or recipe or seed is not None:
+            raise SettingsError("--cell, --network, --recipe and --seed go with --train.")
+        from bloodcount.studies import reproduce as studies
+
+        raise typer.Exit(studies.reproduce(profile, only, publish))
+    from bloodcount.studies import retrain as studies
+
+    part = studies.Part(cell, network, recipe, seed)
+    try:
+        raise typer.Exit(studies.retrain(profile, part, only, publish))
+    except KeyboardInterrupt:
+        kept = "Interrupted: every epoch so far is kept; the same command goes on."
+        raise KeyboardInterrupt(kept) from None
 
 # %% ../nbs/11_cli.ipynb #8b967259
 @app.command()
@@ -522,37 +555,30 @@ def report(
 ) -> None:
     "Write all figures and tables as one self-contained page."
     known_profile(profile)
-    from bloodcount.studies.runner import html_report
+    from bloodcount.studies import reproduce as studies
 
-    html_report(profile, html)
+    studies.report(profile, html)
     print(f"{html} is written.")
+
+# %% ../nbs/11_cli.ipynb #e2f1cf52
+_NOTEBOOK = "A paper notebook, as 02_rbc, or a path to a notebook."
+_GRID = "A YAML file: parameters with lists of values, or a list of points."
+_DASK = "Address of a Dask scheduler, to run them on its workers instead."
+_OUT = "Folder of the results; else one under runs/sweeps."
+SweptNotebook = Annotated[str, typer.Argument(help=_NOTEBOOK, metavar="NOTEBOOK")]
+Grid = Annotated[Path, typer.Argument(help=_GRID, metavar="GRID.yaml")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Points at once on this machine; else 1.")]
+Dask = Annotated[str, typer.Option(help=_DASK)]
+SweepOut = Annotated[Path | None, typer.Option("--out", "-o", help=_OUT)]
 
 # %% ../nbs/11_cli.ipynb #be5ca1e5
 @app.command()
 def sweep(
-    notebook: Annotated[
-        str,
-        typer.Argument(
-            help="A paper notebook, as 02_rbc, or a path to a notebook.", metavar="NOTEBOOK"
-        ),
-    ],
-    grid: Annotated[
-        Path,
-        typer.Argument(
-            help="A YAML file: parameters with lists of values, or a list of points.",
-            metavar="GRID.yaml",
-        ),
-    ],
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Points at once on this machine; else 1.")
-    ] = None,
-    dask: Annotated[
-        str, typer.Option(help="Address of a Dask scheduler, to run them on its workers instead.")
-    ] = "",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder of the results; else one under runs/sweeps."),
-    ] = None,
+    notebook: SweptNotebook,
+    grid: Grid,
+    workers: Workers = None,
+    dask: Dask = "",
+    out: SweepOut = None,
 ) -> None:
     """Run NOTEBOOK for each point of a grid of parameters.
 
@@ -564,18 +590,15 @@ def sweep(
         raise SettingsError(
             "--workers is for this machine; a Dask cluster has workers of its own: leave one out."
         )
-    from bloodcount import sweep as sweeps
+    from bloodcount.studies import sweep as studies
 
-    out = out or sweeps.default_out(notebook, grid)
-    points = sweeps.sweep(notebook, grid, out, workers or 1, dask)
-    print(
-        f"{sweeps.summary_text(points)}\n\nIn {out}: summary.csv{', results.csv' if (out / 'results.csv').exists() else ''}"
-    )
+    out = out or studies.default_out(notebook, grid)
+    points = studies.sweep(notebook, grid, out, workers or 1, dask)
+    tables = ", ".join(name for name in ("summary.csv", "results.csv") if (out / name).exists())
+    print(f"{studies.summary_text(points)}\n\nIn {out}: {tables}")
     if failed := int((points["status"] == "failed").sum()):
-        print(
-            f"{failed} of {len(points)} {'point' if len(points) == 1 else 'points'} failed.",
-            file=sys.stderr,
-        )
+        noun = "point" if len(points) == 1 else "points"
+        print(f"{failed} of {len(points)} {noun} failed.", file=sys.stderr)
         raise typer.Exit(1)
 
 # %% ../nbs/11_cli.ipynb #64403878

@@ -67,9 +67,13 @@ def _by_openvino(model: Any) -> Predict:
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     options = {"INFERENCE_PRECISION_HINT": _precision(), "INFERENCE_NUM_THREADS": threads}
     network = openvino.Core().compile_model(openvino.convert_model(model), "CPU", options)
+    ports = list(network.outputs)
+    if len(ports) > 1:  # OpenVINO has an order of its own
+        ports = [network.output(tensor.name) for tensor in model.outputs]
 
     def by_openvino(batch: np.ndarray) -> list[np.ndarray]:
-        return [np.array(plane, np.float32) for plane in network(batch).values()]
+        found = network(batch)
+        return [np.array(found[port], np.float32) for port in ports]
 
     return by_openvino
 

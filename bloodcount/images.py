@@ -49,9 +49,9 @@ class Picture:
         "Rows and columns, px."
         return self.pixels.shape[:2]
 
-# %% ../nbs/01_images.ipynb #42b1fdd6
+# %% ../nbs/01_images.ipynb #e247d27c
 _FULL = (255, 1023, 4095, 16383, 65535)  # The largest values of 8, 10, 12, 14 and 16 bits
-_BRIGHT = 0.7  # The brightest of a smear has at least this share of its largest value
+_BRIGHT = 0.4  # Share of it that a smear's brightest pixels reach; ALL-IDB1: 0.47 to 0.95
 
 
 def _brightest(pixels: np.ndarray) -> float:
@@ -61,7 +61,7 @@ def _brightest(pixels: np.ndarray) -> float:
     few = few.max(axis=-1) if pixels.ndim == 3 else few
     return float(np.percentile(few, 99.9, method="lower"))
 
-
+# %% ../nbs/01_images.ipynb #54b0e200
 def full_scale(
     pixels: np.ndarray,  # (H, W) or (H, W, C); integers or finite floats, not negative
     bits: int | None = None,  # The bit depth that the file states
@@ -81,7 +81,7 @@ def full_scale(
         return top
     return float(np.exp(np.interp(np.log(max(top, full[0])), np.log(known), np.log(white))))
 
-
+# %% ../nbs/01_images.ipynb #c67a5720
 def to_uint8(
     pixels: np.ndarray,  # Any shape; bool, integers or finite floats, not negative
     bits: int | None = None,  # The bit depth that the file states
@@ -150,7 +150,7 @@ def _in_srgb(
             warnings.warn("The colour profile cannot be used.", stacklevel=2)
     return picture.convert("RGB")
 
-# %% ../nbs/01_images.ipynb #c84ee28e
+# %% ../nbs/01_images.ipynb #ea0c3548
 def _is_grey(rgb: np.ndarray) -> bool:
     "Whether the channels differ by no more than JPEG's rounding, one pixel in a thousand aside."
     step = max(1, math.isqrt(rgb.shape[0] * rgb.shape[1] // 250_000))
@@ -161,10 +161,12 @@ def _is_grey(rgb: np.ndarray) -> bool:
 def _scaling(pixels: np.ndarray, bits: int | None) -> str:
     if pixels.dtype == np.uint8 and not bits:
         return "8 bits, as they are"
+    if pixels.dtype == bool:
+        return "1 bit, black or white"
     how = f"{bits} bits, as the file states" if bits else "by the brightest pixels"
     return f"{full_scale(pixels, bits):.6g} of {pixels.dtype} became 255 ({how})"
 
-
+# %% ../nbs/01_images.ipynb #5fb94789
 def _as_picture(
     stored: _Stored,
     name: str,  # What to call it in an error or a warning
@@ -243,7 +245,7 @@ def _tiff_um(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> float | None:
         unit = tiff.imagej_metadata.get("unit", "")
     return under / over * _UM.get(unit, 0) if over else None
 
-# %% ../nbs/01_images.ipynb #e44a5508
+# %% ../nbs/01_images.ipynb #6b4e8d04
 def _colour_axis(
     tiff: tifffile.TiffFile,
     series: tifffile.TiffPageSeries,
@@ -260,7 +262,7 @@ def _colour_axis(
         return three[0] if len(three) == 1 else ""
     return "C" if "C" in three else ""
 
-
+# %% ../nbs/01_images.ipynb #cb70a155
 def _pictures(
     tiff: tifffile.TiffFile, page: int | str | None
 ) -> list[tuple[tifffile.TiffPageSeries, int, str]]:
@@ -275,7 +277,7 @@ def _pictures(
         found += [(one, number, colour) for number in range(pages)]
     return found
 
-# %% ../nbs/01_images.ipynb #43ddfaef
+# %% ../nbs/01_images.ipynb #42c260b7
 def _plane(
     series: tifffile.TiffPageSeries,
     number: int,  # Of the picture, within the series
@@ -295,6 +297,8 @@ def _plane(
         pixels = np.stack([series.pages[int(i)].asarray() for i in wanted])
         pixels = pixels if colour in paged else pixels[0]
         axes = ([colour] if colour in paged else []) + inner
+    elif series.size > 4 * MAX_PIXELS:
+        raise InputError(f"a stack of {series.size / 1e6:.0f} million values in one page")
     else:
         whole = series.asarray()
         whole = np.moveaxis(whole, [series.axes.index(a) for a in outer], range(len(outer)))
@@ -324,7 +328,7 @@ def _whole(page: tifffile.TiffPage, length: int) -> bool:
     "Whether all of a page's data lie within the file."
     return all(o + n <= length for o, n in zip(page.dataoffsets, page.databytecounts))
 
-# %% ../nbs/01_images.ipynb #e01b043a
+# %% ../nbs/01_images.ipynb #6c573714
 def _select(
     tiff: tifffile.TiffFile,
     path: Path,
@@ -340,7 +344,7 @@ def _select(
         raise InputError(_too_large(str(path), keyframe.imagelength * keyframe.imagewidth))
     return chosen
 
-
+# %% ../nbs/01_images.ipynb #9280886d
 def _read_tiff(path: Path, page: int | str | None) -> _Stored:
     with tifffile.TiffFile(path) as tiff:
         series, number, colour = _select(tiff, path, page)
@@ -362,7 +366,7 @@ def _read_tiff(path: Path, page: int | str | None) -> _Stored:
         pixels = _upright(pixels, key.tags.valueof("Orientation", 1))
         return _Stored(pixels, bits, icc, _plausible(_tiff_um(tiff, key)))
 
-# %% ../nbs/01_images.ipynb #7d6643a2
+# %% ../nbs/01_images.ipynb #9d3b936a
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     "A picture that Pillow opens; its warning of large ones is for web servers, its limit stays."
@@ -370,6 +374,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         picture = Image.open(path)
     with picture:
+        if picture.format == "EPS":  # a program, which Ghostscript would run
+            raise UnidentifiedImageError
         yield picture
 
 
@@ -385,7 +391,7 @@ def _dpi_um(picture: Image.Image) -> float | None:
     dpi = picture.info.get("dpi", (0, 0))[0]
     return 25_400 / float(dpi) if dpi else None
 
-
+# %% ../nbs/01_images.ipynb #1703ca66
 def _from_pillow(picture: Image.Image) -> _Stored:
     "The pixels of a picture that Pillow has opened."
     orientation = 1 if picture.format == "TIFF" else picture.getexif().get(0x0112, 1)
@@ -414,7 +420,7 @@ def _read_picture(path: Path, page: int | str | None) -> _Stored:
         stored = replace(stored, pixels=_upright(pixels, orientation))
     return stored
 
-# %% ../nbs/01_images.ipynb #8473a8cd
+# %% ../nbs/01_images.ipynb #1ee8f110
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     "Whatever a decoder raises, as an `InputError`."
@@ -436,7 +442,7 @@ def _explained(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise InputError(f"{path}: damaged or truncated image ({reason}).") from None
 
-
+# %% ../nbs/01_images.ipynb #38588b52
 def _is_tiff(path: Path) -> bool:
     "Whether a file begins as a TIFF does; raises `InputError` for what is no file, or empty."
     try:

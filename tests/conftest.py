@@ -11,11 +11,18 @@ from bloodcount.fetch import authors
 from bloodcount.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
+# The files that take longest, the longest first: two at once end together only if these begin first.
+LONGEST = ("test_reproduce", "test_lessons", "test_retrain", "test_training", "test_segnet")
 
 
 def pytest_sessionstart():
     "A script's background job ignores SIGINT, and so would all that the tests start and interrupt."
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

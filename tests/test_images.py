@@ -23,7 +23,7 @@ from bloodcount.images import (
     read_image,
     to_uint8,
 )
-from bloodcount.synthetic import synthetic_smear
+from bloodcount.synthetic import LOOKS, synthetic_smear
 
 GREY = "ignore:.*a grey image"
 
@@ -140,6 +140,12 @@ def test_no_image_at_all(refused, tmp_path):
     for name in ("pipe.jpg", "."):
         with pytest.raises(InputError, match="not a file"):
             read_image(tmp_path / name)
+
+
+def test_a_program_is_no_image(refused, tmp_path, picture):
+    "Pillow hands an EPS to Ghostscript, where there is one."
+    Image.fromarray(picture).save(tmp_path / "smear.eps")
+    assert "not an image that can be read" in refused("smear.eps")
 
 
 def test_a_file_that_may_not_be_read(refused, tmp_path, picture):
@@ -458,14 +464,25 @@ def test_brightness_does_not_jump():
     "The brightest of a 12-bit image may be 4095 or, in one image, 4096."
     ramp = np.linspace(0, 4095, 10_000).astype(np.uint16).reshape(100, 100)
     dim, last = ramp <= 3900, to_uint8(ramp)
-    for top in np.geomspace(4095, 65535, 600):
+    for top in np.geomspace(4095, 65535, 2000):
         one = to_uint8(np.where(dim, ramp, top).astype(np.uint16))
         assert np.abs(one[dim].astype(int) - last[dim]).max() <= 2
         last = one
     for dtype, most in ((np.uint16, 65535), (np.uint32, 3e5), (np.float32, 3e5)):
         white = [full_scale(np.full((9, 9), top, dtype)) for top in np.geomspace(1, most, 2000)]
-        assert max(b / a for a, b in zip(white, white[1:])) < 1.02
+        assert max(b / a for a, b in zip(white, white[1:])) < 1.03
         assert all(b >= a for a, b in zip(white, white[1:]))
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_deep_smears_are_as_bright_as_those_of_8_bits(look):
+    "No smear reaches the largest value that its camera knows."
+    image = synthetic_smear(seed=4, shape=(160, 240), rbc=6, wbc=1, plt=2, look=look).image
+    for scale in (1023, 4095, 16383, 65535):
+        deep = np.rint(image / 255 * scale).astype(np.uint16)
+        assert apart(open_picture(deep).pixels, image) <= 1
+        assert apart(as_rgb((image / 255 * scale).astype(np.float32)), image) <= 1
+    assert apart(as_rgb(image / 255), image) <= 1
 
 
 @pytest.mark.parametrize("scale", [4095, 65535, 1.0])

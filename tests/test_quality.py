@@ -92,7 +92,8 @@ def test_a_round_eyepiece(tmp_path, smear, outside, radius):
     image = compressed(np.where(disc[..., None], smear, around), tmp_path)
     found = check(image)
     assert found.status == "doubtful" and found.countable == CELLS
-    assert not found.field[~disc].any() and found.field[disc].mean() > 0.93
+    near = cv2.dilate(disc.astype(np.uint8), np.ones((5, 5))) > 0
+    assert not found.field[~near].any() and found.field[disc].mean() > 0.93
     part, (top, left) = inside(image, found.field)
     kept = found.field[top : top + len(part), left : left + part.shape[1]]
     assert len(np.unique(part[~kept], axis=0)) == 1 and part[~kept].min() > 100
@@ -144,7 +145,8 @@ def test_what_is_no_smear(tmp_path, name):
 
 def test_grey_pictures_have_red_cells_only(tmp_path, smear):
     grey = np.asarray(Image.fromarray(smear).convert("L"))
-    for image in (grey, np.repeat(grey[..., None], 3, axis=2)):
+    tinted = (grey[..., None] * np.array([1, 0.9, 0.75])).astype(np.uint8)
+    for image in (grey, np.repeat(grey[..., None], 3, axis=2), tinted):
         found = seen(image, tmp_path)
         assert (found.status, found.countable) == ("doubtful", ("rbc",))
         assert found.reasons == ("A grey image; white cells and platelets need colour.",)
@@ -195,4 +197,4 @@ def test_all_idb1_is_ok(data_folder):
         assert (found.status, found.reasons) == ("ok", ()), name
 
 
-NEAREST = ("Im001_1", "Im050_1", "Im070_0", "Im095_0")
+NEAREST = ("Im073_0", "Im095_0", "Im034_0", "Im053_1", "Im055_1", "Im065_0")

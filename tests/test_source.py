@@ -1,8 +1,11 @@
 "A result's name says which code made it: the code that was imported."
 
+import gc
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,16 @@ def test_names_of_code():
     }
     assert len(names) == 4
     assert source.code_digest("files", "errors") != source.code_digest("errors", "files")
+
+
+def test_code_is_named_by_two_threads_at_once():
+    def let_others_run(*_):
+        time.sleep(1e-6)
+
+    gc.callbacks.append(let_others_run)  # Between the nodes of a tree, where the parser is confused
+    try:
+        source._statements.cache_clear()
+        with ThreadPoolExecutor(2) as pool:
+            assert len(set(pool.map(lambda _: source.code_digest("drawing"), range(4)))) == 1
+    finally:
+        gc.callbacks.remove(let_others_run)

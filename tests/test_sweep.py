@@ -1,54 +1,51 @@
 "Sweeps: grids, points that fail, workers and sweeps that are killed, on this machine and on Dask."
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import nbformat
+import jobs
 import pandas as pd
 import pytest
 import yaml
+from jobs import alive, wait_for, without_kernel
 
 from bloodcount import cli
 from bloodcount.errors import InputError, SettingsError
-from bloodcount.studies import sweep
+from bloodcount.studies import runner, sweep
+from bloodcount.studies.runner import is_done, run
 
 COMMAND = [sys.executable, "-c", "from bloodcount.cli import main; main()", "sweep"]
 # What a point does after it has said so in the ledger, by its parameter `how`.
 DEEDS = """
 if how == "raise":
     raise ValueError("boom")
-if how in ("worker dies", "kernel dies") and not (here / how).exists():
-    (here / how).touch()
-    os.kill(os.getppid() if how == "worker dies" else os.getpid(), signal.SIGKILL)
-    time.sleep(60)
 while how == "waits" and not (here / "gate").exists():
     time.sleep(0.1)
-"""
+None"""
 WRITE = """
-out = Path(os.environ["BLOODCOUNT_OUT"])
 (out / "numbers").mkdir()
 (out / "numbers" / "results_x.csv").write_text(f"how,value\\nnumber,{seed / 8}\\n")
-(out / "answer.txt").write_text(f"{seed} {how}")
-"""
+(out / "answer.txt").write_text(f"{seed} {how}")"""
 
 
 def write_notebook(path: Path, here: Path, *cells: str, tag: str = "parameters") -> Path:
-    begin = f"import os, signal, time; from pathlib import Path; here = Path({str(here)!r})"
-    ledger = "with open(here / 'ledger', 'a') as file:\n    print(seed, os.getpid(), file=file)"
-    title = "# A title\n- `numbers/results_x.csv`\n- `answer.txt`"
-    parameters = nbformat.v4.new_code_cell('seed = 0\nhow = "well"', metadata={"tags": [tag]})
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(title), parameters])
-    sources = [f"{begin}\n{ledger}", *(cells or (DEEDS, WRITE))]
-    notebook.cells += [nbformat.v4.new_code_cell(source) for source in sources]
-    nbformat.write(notebook, path)
-    return path
+    begin = f"here = Path({str(here)!r})\nledger = open(here / 'ledger', 'a')"
+    begin += "\nprint(seed, os.getpid(), file=ledger, flush=True)"
+    return jobs.write_notebook(
+        path, begin, *(cells or (DEEDS, WRITE)), parameters='seed = 0\nhow = "well"',
+        writes=("numbers/results_x.csv", "answer.txt"), tag=tag,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_real_data(monkeypatch):
+    "All files of the data set are part of a point's key; here none are."
+    monkeypatch.delenv("BLOODCOUNT_DATA", raising=False)
 
 
 @pytest.fixture
@@ -70,21 +67,6 @@ def ledger(folder: Path) -> dict[int, list[int]]:
         seed, process = map(int, line.split())
         ran.setdefault(seed, []).append(process)
     return ran
-
-
-def wait_for(condition, seconds: float = 900):
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
-    return value
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 # The grid
@@ -145,17 +127,35 @@ def test_names_and_keys(book, tmp_path, monkeypatch):
     "A folder's name is made from the parameters alone, a key from all that outputs depend on."
     few = sweep.plan(str(book), write_grid(tmp_path, {"seed": [0, 1]}), tmp_path)
     many = sweep.plan(str(book), write_grid(tmp_path, {"seed": [1, 2, 0]}), tmp_path)
-    assert {p.name: p.key for p in few}.items() <= {p.name: p.key for p in many}.items()
-    assert len({p.name for p in many}) == len({p.key for p in many}) == 3
-    for module, name in ((sweep, "code_digest"), (sweep, "environment")):
+    folders, keys = [p.outputs for p in many], [p.key for p in many]
+    assert {p.outputs: p.key for p in few}.items() <= dict(zip(folders, keys)).items()
+    assert len(set(folders)) == len(set(keys)) == 3
+    for name in ("code_digest", "environment"):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda *_: {"versions": "other"})
+            patch.setattr(sweep, name, lambda *_: {"versions": "other"})
             other = sweep.plan(str(book), tmp_path / "grid.yaml", tmp_path)
-            assert [p.name for p in other] == [p.name for p in many]
-            assert not {p.key for p in other} & {p.key for p in many}
+            assert [p.outputs for p in other] == folders
+            assert not {p.key for p in other} & set(keys)
     write_notebook(book, tmp_path, "pass")
     changed = sweep.plan(str(book), tmp_path / "grid.yaml", tmp_path)
-    assert not {p.key for p in changed} & {p.key for p in many}
+    assert not {p.key for p in changed} & set(keys)
+
+
+@pytest.mark.parametrize("how", ["x" * 300, "\0", "a/" * 3000, "", 7, None, ["list"]])
+def test_values_that_are_no_folder(book, tmp_path, how):
+    (point,) = sweep.plan(str(book), write_grid(tmp_path, [{"how": how}]), tmp_path)
+    assert point.parameters == {"how": how}
+
+
+def test_a_trained_model_is_part_of_the_key(book, tmp_path):
+    (tmp_path / "model").mkdir()
+    grid = write_grid(tmp_path, {"how": [str(tmp_path / "model")]})
+    keys = set()
+    for card in (None, "{}", "[]"):
+        if card:
+            (tmp_path / "model" / "card.json").write_text(card)
+        keys |= {point.key for point in sweep.plan(str(book), grid, tmp_path)}
+    assert len(keys) == 3
 
 
 @pytest.mark.parametrize(
@@ -209,32 +209,26 @@ def test_bad_usage(tmp_path, monkeypatch, capsys, book):
 
 
 def test_a_sweep_and_its_second_run(book, tmp_path, monkeypatch, capsys):
-    "One point fails, the process of one is killed and the kernel of another; then all again."
+    "Without kernels: one point of three fails, then the others are there and not run again."
+    monkeypatch.setattr(runner, "_in_process", without_kernel)
     monkeypatch.chdir(tmp_path)
-    hows = ["well", "raise", "worker dies", "kernel dies"]
-    grid = [{"seed": seed, "how": how} for seed, how in enumerate(hows)]
+    grid = [{"seed": 0, "how": "well"}, {"seed": 1, "how": "raise"}, {"seed": 2, "how": "too"}]
     write_grid(tmp_path, grid)
-    command = ["sweep", "book.ipynb", "grid.yaml", "--workers", "2", "-o", "out"]
+    command = ["sweep", "book.ipynb", "grid.yaml", "-o", "out"]
     with pytest.raises(SystemExit) as stop:
         cli.main(command)
     said = capsys.readouterr()
     assert stop.value.code == 1
-    assert said.err.endswith("1 of 4 points failed.\n") and "failed: ValueError: boom" in said.err
-    assert "4 points, 0 are done" in said.out and "kernel dies" in said.out
-    assert {seed: len(processes) for seed, processes in ledger(tmp_path).items()} == {
-        0: 1,
-        1: 1,
-        2: 2,
-        3: 2,
-    }
+    assert said.err.endswith("1 of 3 points failed.\n") and "failed: ValueError: boom" in said.err
+    assert "3 points, 0 are done" in said.out and "raise" in said.out
 
     summary = pd.read_csv("out/summary.csv", keep_default_na=False)
     assert list(summary) == ["seed", "how", "status", "seconds", "reason", "folder"]
-    assert list(summary["status"]) == ["done", "failed", "done", "done"]
-    assert list(summary["how"]) == hows and summary["reason"][1] == "ValueError: boom"
+    assert list(summary["status"]) == ["done", "failed", "done"]
+    assert list(summary["how"]) == [point["how"] for point in grid]
+    assert summary["reason"][1] == "ValueError: boom"
     assert Path("out/results.csv").read_text() == (
-        "seed,parameter_how,how,value\n"
-        "0,well,number,0.0\n2,worker dies,number,0.25\n3,kernel dies,number,0.375\n"
+        "seed,parameter_how,how,value\n0,well,number,0.0\n2,too,number,0.25\n"
     )
     for point, folder in zip(grid, Path("out") / summary["folder"]):
         files = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
@@ -242,86 +236,53 @@ def test_a_sweep_and_its_second_run(book, tmp_path, monkeypatch, capsys):
         if point["how"] == "raise":
             assert files == {"book.failed.ipynb", "parameters.yaml"}
             continue
-        made = {"answer.txt", "book.ipynb", "numbers/results_x.csv"}
-        assert files == made | {"parameters.yaml", "provenance.json"}
+        made = {"answer.txt", "numbers/results_x.csv"}
+        assert files == made | {"book.ipynb", "parameters.yaml", "provenance.json"}
         assert (folder / "answer.txt").read_text() == f"{point['seed']} {point['how']}"
-        provenance = json.loads((folder / "provenance.json").read_text())
-        assert set(provenance["outputs"]) == made and provenance["parameters"] == point
 
     before = {path: path.read_bytes() for path in Path("out").rglob("provenance.json")}
     write_grid(tmp_path, [*grid[:1], *grid[2:]])
     with pytest.raises(SystemExit) as stop:
         cli.main(command)
-    assert not stop.value.code and "3 points, 3 are done" in capsys.readouterr().out
+    assert not stop.value.code and "2 points, 2 are done" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in Path("out").rglob("provenance.json")} == before
-    assert sum(map(len, ledger(tmp_path).values())) == 6
-    assert len(pd.read_csv("out/summary.csv")) == 3
+    assert {seed: len(ran) for seed, ran in ledger(tmp_path).items()} == {0: 1, 1: 1, 2: 1}
+    assert len(pd.read_csv("out/summary.csv")) == 2
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> sweep.Point:
-    folder = tmp_path_factory.mktemp("finished")
-    book = write_notebook(folder / "book.ipynb", folder)
-    (point,) = sweep.plan(str(book), write_grid(folder, {"seed": [5]}), folder / "out")
-    assert sweep.run_point(point)[0] == ""
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> runner.Job:
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_in_process", without_kernel)
+        book = write_notebook(tmp_path / "finished.ipynb", tmp_path)
+        grid = write_grid(tmp_path, {"seed": [5]})
+        (point,) = sweep.plan(str(book), grid, tmp_path / "finished")
+        assert run(point).fault == ""
     return point
 
 
-def test_done_is_judged_from_what_lies_there(finished, tmp_path):
-    def without_count(path):
-        notebook = nbformat.read(path, as_version=4)
-        notebook.cells[-1].execution_count = None
-        nbformat.write(notebook, path)
-
-    def without_code(path):
-        known = json.loads(path.read_text())
-        path.write_text(json.dumps(known | {"key": "of other code"}))
-
-    harms = [
-        ("answer.txt", lambda path: path.write_text("tampered")),
-        ("answer.txt", Path.unlink),
-        ("numbers/results_x.csv", Path.unlink),
-        ("book.ipynb", Path.unlink),
-        ("book.ipynb", without_count),
-        ("book.ipynb", lambda path: path.write_bytes(path.read_bytes()[:500])),
-        ("provenance.json", Path.unlink),
-        ("provenance.json", lambda path: path.write_text("[]")),
-        ("provenance.json", lambda path: path.write_bytes(path.read_bytes()[:200])),
-        ("provenance.json", without_code),
-    ]
-    assert sweep.is_done(finished)
-    assert not sweep.is_done(dataclasses.replace(finished, key="other"))
-    for number, (name, harm) in enumerate(harms):
-        folder = shutil.copytree(finished.folder, tmp_path / str(number))
-        point = dataclasses.replace(finished, folder=folder)
-        assert sweep.is_done(point)
-        harm(folder / name)
-        assert not sweep.is_done(point), name
-
-
-def test_other_code_on_the_worker(finished, tmp_path):
-    point = dataclasses.replace(finished, folder=tmp_path / "out", code="other")
-    reason, _ = sweep.run_point(point)
-    assert "code of bloodcount is not that of the sweep" in reason
-    assert not sweep.is_done(point)
-
-
 def test_a_folder_that_the_workers_do_not_share(finished, tmp_path):
-    point = dataclasses.replace(finished, folder=tmp_path / "elsewhere")
-    summary = sweep.write_summary([finished, point], {point.name: ("", 1.0)}, tmp_path)
+    place = tmp_path / "elsewhere"
+    lost = dataclasses.replace(
+        finished, outputs=place, provenance=place / "provenance.json", key="another"
+    )
+    summary = sweep.write_summary([finished, lost], {lost.key: runner.Outcome("", 1.0)}, tmp_path)
     assert list(summary["status"]) == ["done", "failed"]
     assert "the workers must share that folder" in summary["reason"][1]
 
 
 def test_results_that_are_no_table(finished, tmp_path, capsys):
-    folder = shutil.copytree(finished.folder, tmp_path / "point")
-    point = dataclasses.replace(finished, folder=folder)
+    folder = shutil.copytree(finished.outputs, tmp_path / "point")
+    point = dataclasses.replace(finished, outputs=folder)
     (folder / "numbers" / "results_x.csv").write_text("")
     sweep.write_results([finished, point], tmp_path)
     assert len(pd.read_csv(tmp_path / "results.csv")) == 1
     assert "left out of results.csv" in capsys.readouterr().err
     sweep.write_results([], tmp_path)
     assert not (tmp_path / "results.csv").exists()
+
+
+# With kernels
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -332,13 +293,13 @@ def test_the_sweep_is_stopped(book, tmp_path, stop, code):
     (tmp_path / "scratch").mkdir()
     env = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     with open(tmp_path / "log", "w") as log:
-        runner = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
     try:
-        wait_for(lambda: 2 in ledger(tmp_path) or runner.poll() is not None)
-        runner.send_signal(stop)
-        assert runner.wait(timeout=120) == code
+        wait_for(lambda: 2 in ledger(tmp_path) or process.poll() is not None)
+        process.send_signal(stop)
+        assert process.wait(timeout=120) == code, (tmp_path / "log").read_text()
     finally:
-        runner.kill()
+        process.kill()
     wait_for(lambda: not alive(ledger(tmp_path)[2][0]), seconds=120)
     wait_for(lambda: not list((tmp_path / "scratch").glob("bloodcount-*")), seconds=120)
     (first,) = (tmp_path / "out").glob("*/provenance.json")
@@ -347,6 +308,7 @@ def test_the_sweep_is_stopped(book, tmp_path, stop, code):
         said = "Interrupted: 1 of 2 points are done; the same command goes on.\n"
         assert (tmp_path / "log").read_text().endswith(said)
         assert list(pd.read_csv(tmp_path / "out" / "summary.csv")["status"]) == ["done", "open"]
+        return
     (tmp_path / "gate").touch()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "2 points, 1 are done" in done.stdout, done.stderr
@@ -355,12 +317,12 @@ def test_the_sweep_is_stopped(book, tmp_path, stop, code):
 
 
 def test_two_sweeps_in_one_folder(book, tmp_path):
-    write_grid(tmp_path, {"seed": [1, 2]})
+    write_grid(tmp_path, {"seed": [1]})
     command = [*COMMAND, "book.ipynb", "grid.yaml", "-o", "out"]
     both = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
-    assert [runner.wait(timeout=600) for runner in both] == [0, 0]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
     points = sweep.plan(str(book), tmp_path / "grid.yaml", (tmp_path / "out").absolute())
-    assert all(map(sweep.is_done, points))
+    assert all(map(is_done, points))
     assert not [path for path in (tmp_path / "out").rglob("*") if ".part" in path.name]
 
 
@@ -368,10 +330,10 @@ def test_dask_loses_a_worker(book, tmp_path, monkeypatch):
     "A real cluster of two workers; one is killed while it runs a point."
     distributed = pytest.importorskip("distributed")
     monkeypatch.chdir(tmp_path)
-    grid = write_grid(tmp_path, {"seed": [1, 2, 3, 4], "how": ["waits"]})
+    grid = write_grid(tmp_path, {"seed": [1, 2, 3], "how": ["waits"]})
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys; from pathlib import Path; from bloodcount.sweep import sweep\n"
+        "import sys; from pathlib import Path; from bloodcount.studies.sweep import sweep\n"
         "sweep('book.ipynb', Path('grid.yaml'), Path('out'), dask=sys.argv[1])\n"
     )
     with distributed.LocalCluster(
@@ -382,27 +344,27 @@ def test_dask_loses_a_worker(book, tmp_path, monkeypatch):
         local_directory=str(tmp_path / "dask"),
     ) as cluster:
         workers = [nanny.pid for nanny in cluster.workers.values()]
-        runner = subprocess.Popen([sys.executable, script, cluster.scheduler_address])
-        wait_for(lambda: len(ledger(tmp_path)) == 2 or runner.poll() is not None)
+        process = subprocess.Popen([sys.executable, script, cluster.scheduler_address])
+        wait_for(lambda: len(ledger(tmp_path)) == 2 or process.poll() is not None)
         first = ledger(tmp_path)
         assert len(first) == 2
         os.kill(workers[0], signal.SIGKILL)
         wait_for(lambda: any(not alive(ran[0]) for ran in first.values()))
         (tmp_path / "gate").touch()
-        assert runner.wait(timeout=600) == 0
+        assert process.wait(timeout=600) == 0
         summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-        assert list(summary["status"]) == ["done"] * 4
-        assert sorted(len(ran) for ran in ledger(tmp_path).values()) == [1, 1, 1, 2]
+        assert list(summary["status"]) == ["done"] * 3
+        assert sorted(len(ran) for ran in ledger(tmp_path).values()) == [1, 1, 2]
     # What is done needs no cluster.
     again = sweep.sweep(str(book), grid, tmp_path / "out", dask="tcp://localhost:1")
-    assert list(again["status"]) == ["done"] * 4
+    assert list(again["status"]) == ["done"] * 3
 
 
 def test_a_paper_notebook(tmp_path):
-    grid = write_grid(tmp_path, {"profile": ["smoke"], "seed": [0, 1]})
+    grid = write_grid(tmp_path, {"profile": ["smoke"], "seed": [1]})
     summary = sweep.sweep("01_dataset", grid, tmp_path / "out")
-    assert list(summary["status"]) == ["done", "done"], list(summary["reason"])
+    assert list(summary["status"]) == ["done"], list(summary["reason"])
     results = pd.read_csv(tmp_path / "out" / "results.csv")
     assert list(results)[:3] == ["parameter_profile", "seed", "table"]
-    assert set(results["seed"]) == {0, 1} and set(results["profile"]) == {"smoke"}
+    assert set(results["seed"]) == {1} and set(results["profile"]) == {"smoke"}
     assert (tmp_path / "out" / summary["folder"][0] / "figure_1.png").exists()

@@ -1,4 +1,4 @@
-"What becomes of a trained model: its record, its place in the package, the masks that are kept of it."
+"What becomes of a trained model: how it is counted, its record, its place in the package, the masks that are kept of it."
 
 import dataclasses
 
@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from bloodcount import segmentation
+from bloodcount.drawing import METHOD_TITLES
 from bloodcount.errors import InputError
+from bloodcount.models import read_counting, write_counting
 from bloodcount.settings import load_settings
 from bloodcount.studies import protocol, training
 
@@ -27,9 +29,9 @@ def test_a_model_is_recorded_or_shipped(settings, tmp_path, monkeypatch):
     folder = training.train_model(settings, protocol.sample_data(settings), "plt")
     record = training.ship(folder)
     assert record == tmp_path / "records" / "plt-do_unet-best-0"
-    told = {"README.md", "card.json", "history.csv", "scores.csv"}
+    told = {"README.md", "card.json", "counting.json", "history.csv", "scores.csv"}
     assert {path.name for path in record.iterdir()} == told
-    monkeypatch.setattr(training, "CHOSEN", "best")
+    monkeypatch.setitem(training.CHOSEN, ("do_unet", "plt"), "best")
     shipped = training.ship(folder)
     assert shipped == tmp_path / "shipped" / "plt"
     assert {path.name for path in shipped.iterdir()} == told | {"weights.npz"}
@@ -38,7 +40,9 @@ def test_a_model_is_recorded_or_shipped(settings, tmp_path, monkeypatch):
         for weights in (str(folder), "bloodcount")
     )
     assert by_name.checksum == by_folder.checksum
-    assert "recipe best" in (shipped / "README.md").read_text()
+    page = (shipped / "README.md").read_text()
+    method = METHOD_TITLES[read_counting(shipped).method]
+    assert "recipe best" in page and f"Unless another method is asked for, it is {method}." in page
 
 
 def interrupted(folder, name, maps):
@@ -67,11 +71,35 @@ def test_kept_masks_stand_for_a_segnet(settings, tmp_path, monkeypatch):
         protocol.score_network(run.by(weights), "wbc") for weights in ("segnet", str(folder))
     )
     pd.testing.assert_frame_equal(kept.counts, fresh.counts)
-    assert "segnet" in [each.weights for each in protocol.contenders(run, "wbc")]
+    assert "segnet" in [each.weights for each in protocol.compared(run, "wbc")]
     segmentation.mask_file(tmp_path / "segnet" / "wbc", "mask", "Syn001_1").unlink()
     assert not protocol.has_masks(run, "wbc")
-    monkeypatch.setitem(training.SEGNETS, "wbc", "as_paper")
+    monkeypatch.setitem(training.CHOSEN, ("segnet", "wbc"), "as_paper")
     with pytest.raises(InputError, match="recipe as_paper"):
         training.keep_masks(folder, settings, data)
     monkeypatch.setattr(training, "RECORDS", tmp_path / "records")
     assert training.ship(folder) == tmp_path / "records" / "wbc-segnet-best-0"
+
+
+def test_scores_are_counted_as_the_model_was_tuned(settings, tmp_path, monkeypatch):
+    data, tuned = protocol.sample_data(settings), []
+    monkeypatch.setattr(training, "tune_model", lambda folder, *_: tuned.append(folder))
+    monkeypatch.setattr(training, "score_model", lambda folder, *_: tuned.append("scored"))
+    folder = training.train_model(settings, data, "plt")
+    assert tuned == [folder, "scored"], "scored with what was tuned"
+    write_counting(folder, settings.published["do_unet"]["plt"])
+    training.train_model(settings, data, "plt")
+    assert tuned == [folder, "scored", "scored"], "tuned once"
+    data.index[["plt_count", "plt_mask_components"]] = float("nan")
+    (folder / "counting.json").unlink()
+    training._tune_once(folder, settings, data)
+    assert tuned[3:] == [], "there is nothing to tune on"
+
+
+def test_records_are_read_as_they_were_written():
+    for folder in training.records():
+        scores = training.read_scores(folder)
+        assert list(scores) == training.RESULTS
+        assert scores["method"].isin(["", *METHOD_TITLES]).all()
+        assert (scores["recipe"] == training.read_card(folder)["recipe"]).all()
+        assert (folder / "README.md").read_text() == training.model_card(folder)
