@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_counted', 'counts_text', 'hit', 'Widgets', 'Page',
            'serve']
 
-# %% ../nbs/12_app.ipynb #82f66ac5
+# %% ../nbs/12_app.ipynb #6d375110
 import base64
 import dataclasses
 import io
@@ -32,7 +32,7 @@ from bloodcount.batch import (
 )
 from .counting import Cells, cells_from_labels, discs
 from .drawing import CELL_COLOURS, CELL_TITLES
-from .errors import BloodcountError
+from .errors import BloodcountError, InputError
 from .exports import outlines, read_labels, write_labels, write_rois
 from .picture import Plan, finder_of, look_at, settings_name
 from .results import Result, cell_table, counted, pick
@@ -148,7 +148,7 @@ def _write_table(out: Path) -> None:
         rows += [{"image": told["image"], "cell": c} | row for c, row in told["counts"].items()]
     write_csv(out / "corrected.csv", pd.DataFrame(rows))
 
-# %% ../nbs/12_app.ipynb #c4c661e2
+# %% ../nbs/12_app.ipynb #f6ce1508
 def open_counted(
     path: str,
     out: Path,
@@ -156,8 +156,6 @@ def open_counted(
     finder: Callable | None = None,  # What counts; the plan's own if None
 ) -> Corrected:
     "Count an image, unless that is done, and open its results; raises `InputError`, `RunError`."
-    from bloodcount.errors import InputError
-
     finder = finder or finder_of(plan)
     counts = count_files([path], plan, Output(out), finder=finder)
     rows = counts.astype(object).where(counts.notna(), None).to_dict("records")
@@ -292,7 +290,7 @@ class Widgets:
         )  # fmt: skip
         return pn.Row(tools, self._pane)
 
-# %% ../nbs/12_app.ipynb #bc57c793
+# %% ../nbs/12_app.ipynb #1e9331cd
 class Page(Widgets):
     "The app: its widgets, and what happens when they are used."
 
@@ -305,6 +303,8 @@ class Page(Widgets):
     def _list(self) -> None:
         "Offer the images of the path that was typed."
         try:
+            if not Path(self.path.value).exists():
+                raise InputError(f"{self.path.value}: no such file or folder.")
             found, _ = find_images([self.path.value])
         except BloodcountError as error:
             self.image.options, self.said.object = [], str(error)

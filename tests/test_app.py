@@ -68,6 +68,8 @@ def test_corrections_are_kept_and_are_of_these_bytes(tmp_path, smears):
 def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears):
     page = Page(tmp_path / "nowhere", tmp_path / "out", PLAN, Darkness())
     page.button.clicks += 1
+    assert page.said.object == "Choose an image first." and not (tmp_path / "out").exists()
+    page.path.value = str(tmp_path / "elsewhere")
     assert "no such file" in page.said.object
     page.path.value = str(tmp_path)
     assert "There is no image to count." in page.said.object
