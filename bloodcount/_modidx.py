@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'bloodcount.app.Page._save': ('app.html#page._save', 'bloodcount/app.py'),
                                 'bloodcount.app.Page._show': ('app.html#page._show', 'bloodcount/app.py'),
                                 'bloodcount.app.Page._show_layers': ('app.html#page._show_layers', 'bloodcount/app.py'),
+                                'bloodcount.app.Page._tapped': ('app.html#page._tapped', 'bloodcount/app.py'),
                                 'bloodcount.app.Page._undo': ('app.html#page._undo', 'bloodcount/app.py'),
                                 'bloodcount.app.Page.cells': ('app.html#page.cells', 'bloodcount/app.py'),
                                 'bloodcount.app.Page.click': ('app.html#page.click', 'bloodcount/app.py'),

@@ -215,7 +215,7 @@ def hit(
                 found.append((float(those.area[label - 1]), cell, label))
     return min(found)[1:] if found else None
 
-# %% ../nbs/12_app.ipynb #eb9083cd
+# %% ../nbs/12_app.ipynb #a0023ebf
 class Widgets:
     "The widgets of the app."
 
@@ -254,9 +254,12 @@ class Widgets:
         self.button.on_click(lambda event: self._safely(self._count))
         self.undo.on_click(lambda event: self._safely(self._undo))
         self.save.on_click(lambda event: self._safely(self._save))
-        self.figure.on_event(
-            "tap", lambda event: self._safely(lambda: self.click(event.y, event.x))
-        )
+        self._clicked = (np.inf, np.inf)
+        for kind in (
+            "tap",
+            "doubletap",
+        ):  # Bokeh calls a quick second click a double one, wherever it is
+            self.figure.on_event(kind, lambda event: self._safely(lambda: self._tapped(event)))
 
     def _draw(self, pn: Any) -> None:
         from bokeh.models import ColumnDataSource, Range1d
@@ -290,7 +293,7 @@ class Widgets:
         )  # fmt: skip
         return pn.Row(tools, self._pane)
 
-# %% ../nbs/12_app.ipynb #1e9331cd
+# %% ../nbs/12_app.ipynb #bf0b5115
 class Page(Widgets):
     "The app: its widgets, and what happens when they are used."
 
@@ -353,6 +356,13 @@ class Page(Widgets):
     def _show_layers(self) -> None:
         for cell, lines in self._lines.items():
             lines.visible = cell in self.layers.value
+
+    def _tapped(self, event: Any) -> None:
+        row, col = self._clicked
+        again = event.event_name == "doubletap" and np.hypot(event.y - row, event.x - col) < 3
+        self._clicked = event.y, event.x
+        if not again:
+            self.click(event.y, event.x)
 
     def click(self, row: float, col: float) -> None:
         "Add or remove a cell where the picture was clicked, by the chosen mode."
