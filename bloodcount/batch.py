@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'STORE', 'OVERLAYS', 'LABELS', 'CORRECTIONS', 'find_images', 'image_name', 'writing', 'plain_text',
-           'write_csv', 'stem_of', 'small', 'Store', 'Output', 'write_overlay', 'write_result', 'Job', 'do_job',
-           'count_files', 'count_plans', 'progress', 'count_folder']
+           'write_csv', 'stem_of', 'small', 'Records', 'Store', 'Output', 'write_overlay', 'write_result', 'Job',
+           'do_job', 'count_files', 'count_plans', 'progress', 'count_folder']
 
 # %% ../nbs/10_batch.ipynb #131ba835
 import contextlib
@@ -33,7 +33,7 @@ from .results import FOUND, Result, as_counts, cell_table
 from .settings import CELLS
 from .source import digest
 
-# %% ../nbs/10_batch.ipynb #91aea3f7
+# %% ../nbs/10_batch.ipynb #66f4d241
 SUFFIXES = set(
     ".jpg .jpeg .jpe .jfif .png .tif .tiff .btf .tf8 .webp .bmp .dib .gif .jp2 .j2k .ppm .pgm .pnm .avif".split()
 )
@@ -54,7 +54,7 @@ _OUTPUTS = {OVERLAYS, LABELS, CORRECTIONS, *(folder for folder, _ in EXPORTS.val
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
-
+# %% ../nbs/10_batch.ipynb #75b5eecf
 def _in_folder(folder: str, recursive: bool, notes: list[str]) -> list[str]:
     found, others, below = [], 0, 0
     for here, folders, files in os.walk(folder):
@@ -154,8 +154,8 @@ def small(name: str) -> str:
     "A name as the least particular disk sees it."
     return unicodedata.normalize("NFC", name).casefold()
 
-# %% ../nbs/10_batch.ipynb #28261507
-class Store:
+# %% ../nbs/10_batch.ipynb #4b891c1f
+class Records:
     "The records of a folder of results; raises `RunError` if it cannot be written."
 
     def __init__(
@@ -228,6 +228,10 @@ class Store:
         for file in before - set(files):
             (self.out / file).unlink(missing_ok=True)
 
+# %% ../nbs/10_batch.ipynb #13c1f5cb
+class Store(Records):
+    "Records, names for the files of images, and the tables that are made of them all."
+
     def stems(self, wanted: Mapping[str, str]) -> dict[str, str]:
         "A name for the files of each key, the same in every run; wanted: a path for each key."
         path = self.folder / "names.json"
@@ -258,7 +262,7 @@ class Store:
         self._merging = time.monotonic(), time.monotonic() - began
         return counts
 
-# %% ../nbs/10_batch.ipynb #f09ad9bf
+# %% ../nbs/10_batch.ipynb #cb2c5b99
 def _files_of(record: Path) -> set[str]:
     try:
         return set(json.loads(record.read_text(encoding="utf-8"))["files"])
@@ -289,7 +293,7 @@ def _cells_of(records: Sequence[dict]) -> pd.DataFrame:
     )
     return table.reindex(columns=FOUND)
 
-# %% ../nbs/10_batch.ipynb #e7535cfd
+# %% ../nbs/10_batch.ipynb #49ff1fc6
 @dataclass(frozen=True)
 class Output:
     "What is written for each image."
@@ -366,7 +370,7 @@ def _refused(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error}).") from None
 
-# %% ../nbs/10_batch.ipynb #c010c650
+# %% ../nbs/10_batch.ipynb #e83f7c09
 @dataclass(frozen=True)
 class Job:
     "An image to be counted."
@@ -393,7 +397,7 @@ def do_job(
     write_result(store or Store(output.out), output, job.image, job.stem, result)
     return result.rows
 
-
+# %% ../nbs/10_batch.ipynb #ca8f0535
 def _checksum(path: str) -> str:
     try:
         return sha256(path) if os.path.isfile(path) else ""
@@ -412,7 +416,7 @@ def _done(store: Store, job: Job, plan: Plan, output: Output, settings: str) -> 
     counted = any(row["count"] is not None for row in rows if "count" in row)
     return not counted or all((store.out / file).exists() for file in wanted)
 
-# %% ../nbs/10_batch.ipynb #ea486919
+# %% ../nbs/10_batch.ipynb #a51aa637
 def count_files(
     paths: Sequence[str],
     plan: Plan,
@@ -456,7 +460,7 @@ def count_files(
     ]
     return as_counts(mine)
 
-
+# %% ../nbs/10_batch.ipynb #f29bddd7
 def count_plans(
     paths: Sequence[str],
     plans: Sequence[Plan],
@@ -472,7 +476,7 @@ def count_plans(
     ]
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/10_batch.ipynb #5e33fe17
+# %% ../nbs/10_batch.ipynb #d86afbbb
 def progress(total: int, done: int) -> Any:
     "A progress bar of images on stderr, if that is a screen."
     from tqdm.std import tqdm
@@ -489,7 +493,7 @@ def _say(rows: Sequence[dict]) -> None:
         start = "" if sentence.startswith(name) else f"{name}: "
         tqdm.write(one_line(start + sentence), file=sys.stderr)
 
-
+# %% ../nbs/10_batch.ipynb #635a78fa
 def _here(todo, plan, output, finder, store, jobs: int, bar) -> Iterator[list[dict]]:
     def tell(done: int, total: int) -> None:
         bar.set_postfix_str(f"block {done} of {total}")
@@ -512,7 +516,7 @@ def _here(todo, plan, output, finder, store, jobs: int, bar) -> Iterator[list[di
         finally:
             pool.shutdown(cancel_futures=True)
 
-
+# %% ../nbs/10_batch.ipynb #7dddccd8
 def _on_cluster(todo, plan, output, finder, store, address: str, bar) -> Iterator[list[dict]]:
     from distributed import Client, as_completed
 

@@ -154,7 +154,7 @@ def named_paths(paths: Sequence[str]) -> list[str]:
     listed = [line for line in read if line]
     return [path for given in paths for path in (listed if given == "-" else [given])]
 
-# %% ../nbs/11_cli.ipynb #61b02290
+# %% ../nbs/11_cli.ipynb #465b955e
 DEFAULT_WEIGHTS = "bloodcount"
 Paths = Annotated[
     list[str],
@@ -193,6 +193,8 @@ Overlays = Annotated[str, typer.Option(help="Pictures with the cells drawn: jpg,
 Roi = Annotated[bool, typer.Option("--roi", help="Write outlines for ImageJ (RoiSet.zip).")]
 Geojson = Annotated[bool, typer.Option("--geojson", help="Write outlines for QuPath.")]
 Coco = Annotated[bool, typer.Option("--coco", help="Write outlines as COCO instances.")]
+
+# %% ../nbs/11_cli.ipynb #c6d08e74
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
 ]

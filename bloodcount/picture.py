@@ -69,7 +69,7 @@ class Plan:
             known_name("--network", self.network, [*NETWORKS, STARS])
         known_name("--border", self.border, BORDERS)
 
-# %% ../nbs/10_picture.ipynb #24457850
+# %% ../nbs/10_picture.ipynb #ae1cbfbc
 Finder = Callable[[np.ndarray], Mapping[str, Cells]]
 
 
@@ -107,7 +107,7 @@ class LazyFinder:
         doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
         return functools.partial(finder, scale=scale), zoom, doubt
 
-
+# %% ../nbs/10_picture.ipynb #6ecc9db7
 @functools.lru_cache(maxsize=2)
 def _loaded(lazy: LazyFinder) -> Any:
     if lazy.network == STARS:
@@ -337,7 +337,7 @@ def enough_memory(
             f"{pixels / 1e6:.0f} megapixels need about {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; close other programs, or cut the picture into parts and count with --border count-two-sides."
         )
 
-# %% ../nbs/10_picture.ipynb #8e04d5c2
+# %% ../nbs/10_picture.ipynb #39433be4
 def count_seen(
     name: str,
     seen: Seen,
@@ -365,7 +365,7 @@ def count_seen(
     rows = [same | _said_of(cell, cells.get(cell), reasons, seen.field) for cell in plan.cells]
     return Result(name, _with_plan(rows, name, plan, finder), seen.image, cells, seen.field)
 
-
+# %% ../nbs/10_picture.ipynb #f0ab62c2
 def _said_of(
     cell: str, cells: Cells | None, reasons: list[str], field: np.ndarray | None
 ) -> dict[str, Any]:

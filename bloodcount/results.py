@@ -167,7 +167,7 @@ def counted(cells: Cells, field: np.ndarray | None = None) -> dict[str, Any]:
     across = round(float(np.median(2 * cells.radius)), 1) if len(cells) else None
     return row | {"cell_diameter": across, "border_cells": len(touching(cells.labels, field=field))}
 
-# %% ../nbs/10_results.ipynb #d889cd06
+# %% ../nbs/10_results.ipynb #08b4eaa5
 def draw(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     cells: Mapping[str, Cells],
@@ -177,7 +177,7 @@ def draw(
         image = overlay(image, cells[cell], CELL_COLOURS[cell])
     return image
 
-
+# %% ../nbs/10_results.ipynb #662de0ce
 @dataclass(frozen=True)
 class Result:
     "An image and the cells found in it, or why there are none."
@@ -316,14 +316,14 @@ def ratios(
                     rows.append(row)
     return pd.DataFrame(rows, columns=["pool", "settings", "ratio", "value", "low", "high"])
 
-# %% ../nbs/10_results.ipynb #e058ea1f
+# %% ../nbs/10_results.ipynb #b90aef33
 def _shown(row: Any) -> str:
     if row.status == "error":
         return "error"
     count = "-" if pd.isna(row.count_) else str(row.count_)
     return count if row.status == "ok" else f"{count} ?"
 
-
+# %% ../nbs/10_results.ipynb #e9ffbe9e
 def image_table(
     counts: pd.DataFrame,  # Columns COUNTS
     longest: int = 30,  # Images shown; of more, those that are not ok
