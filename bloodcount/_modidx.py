@@ -868,6 +868,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'bloodcount.studies.runner.fault': ('studies/runner.html#fault', 'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner.is_done': ( 'studies/runner.html#is_done',
                                                                                   'bloodcount/studies/runner.py'),
+                                           'bloodcount.studies.runner.made_by': ( 'studies/runner.html#made_by',
+                                                                                  'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner.notebook_path': ( 'studies/runner.html#notebook_path',
                                                                                         'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner.notebooks': ( 'studies/runner.html#notebooks',

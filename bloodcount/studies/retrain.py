@@ -19,14 +19,13 @@ import nbformat
 import pandas as pd
 from tabulate import tabulate
 
-from ..cache import environment
 from ..data import DataSet
 from ..errors import InputError, RunError, SettingsError
 from ..fetch import authors
 from ..files import copy_file, read_card, sha256, writable
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
-from ..source import code_digest, digest
+from ..source import digest
 from .parameters import check_parameters
 from .protocol import SEGNET_MASKS, run_data
 from bloodcount.studies.reproduce import (
@@ -42,6 +41,7 @@ from bloodcount.studies.runner import (
     Job,
     code_cells,
     is_done,
+    made_by,
     read_notebook,
     read_provenance,
     run,
@@ -114,13 +114,11 @@ def step_job(training: "Training", notebook: str) -> Job:
     weights = training.folder / "weights.npz"
     learnt = sha256(weights) if notebook == "tune" and weights.exists() else ""
     depends = training.key, learnt, parameters, code_cells(source)
-    key = digest(
-        depends, code_digest(), environment()["versions"], dataclasses.asdict(settings.evaluate)
-    )
+    key = digest(depends, made_by(), dataclasses.asdict(settings.evaluate))
     about = {"data": {"title": data.title, "fingerprint": data.fingerprint}}
     files = place / notebook, place / f"{notebook}.ipynb", place / f"{notebook}.json"
     return Job(
-        notebook, nbformat.writes(source), parameters, key, *files, code_digest(),
+        notebook, nbformat.writes(source), parameters, key, *files, made_by()[0],
         max(settings.reproduce.timeout, 30 * 86400), about, environment_of(models),
     )  # fmt: skip
 
