@@ -21,12 +21,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from .engines import Predict, chosen_engine, compiled, engine_version
 from PIL import Image
 from skimage.filters import threshold_otsu
 
 from .cache import computed_by, kept
 from .data import Smear, polygon_mask
+from .engines import Predict, chosen_engine, compiled, engine_version
 from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
 from .files import read_card, replacing, sha256

@@ -5,24 +5,21 @@ import dataclasses
 import io
 import json
 import os
-import resource
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
-import numpy as np
 import pandas as pd
 import pytest
-import tifffile
-from PIL import Image, ImageOps
+from fake_finder import Darkness
+from PIL import Image
 
 import bloodcount
-from bloodcount import batch, cli, fetch
-from bloodcount.errors import IntegrityError
-from bloodcount.images import read_image
-from bloodcount.segmentation import Maps, cut
+from bloodcount import batch, cli, fetch, picture
+from bloodcount.results import COUNTS
 from bloodcount.settings import PROJECT, load_settings
 from bloodcount.synthetic import synthetic_smear
 
@@ -31,16 +28,10 @@ COMMAND = Path(sys.executable).with_name("bloodcount")
 SMEAR = synthetic_smear(seed=7, shape=(200, 260), rbc=9, wbc=0, plt=0, overlap=0, pallor=0)
 
 
-def by_darkness(image: np.ndarray) -> Maps:
-    "A segmenter that needs no network, and is sure: cells absorb green light."
-    mask = cut(1 - image[..., 1].astype(np.float32) / 255, "otsu").astype(np.float32)
-    return Maps(mask, cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3))))
-
-
 @pytest.fixture
 def run(monkeypatch, capsys):
     "Runs the command in this process with that segmenter: exit code, stdout, lines of stderr."
-    monkeypatch.setattr(cli, "load_segmenters", lambda cells, *_: dict.fromkeys(cells, by_darkness))
+    monkeypatch.setattr(batch, "finder_of", lambda plan: Darkness())
     return lambda *arguments: in_process(capsys, *arguments)
 
 
@@ -56,7 +47,7 @@ def in_process(capsys, *arguments):
 def rows(out: Path) -> list[dict]:
     with open(out / "counts.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        assert reader.fieldnames == batch.COUNTS
+        assert reader.fieldnames == COUNTS
         return list(reader)
 
 
@@ -116,279 +107,63 @@ def test_a_mistake_in_the_code_is_one_line_too(run, monkeypatch, tmp_path):
     def broken(*_):
         raise TypeError("of no use\nto anybody")
 
-    monkeypatch.setattr(batch, "count_files", broken)
+    monkeypatch.setattr(batch, "count_plans", broken)
     code, _, errors = run("count", "a.png", "-o", tmp_path)
     assert code == 1 and len(errors) == 1 and "TypeError: of no use to anybody" in errors[0]
 
 
-# Counting
+# Presses Ctrl-C when the module that the first argument names is about to be imported.
+PRESSED = """
+import os, signal, sys
+moment = sys.argv.pop(1)
+class Press:
+    def find_spec(self, name, *_):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bloodcount.start import main
+sys.meta_path.insert(0, Press())
+main()
+"""
 
 
-def test_tables_and_overlays(run, tmp_path):
-    image = save(tmp_path / "a.png")
-    code, said, errors = run(
-        "count", image, "-o", tmp_path / "out", "--cell", "rbc", "--method", "all"
-    )
-    assert (code, errors) == (0, [])
-    table = rows(tmp_path / "out")
-    assert [row["method"] for row in table] == ["cht", "ccl", "watershed", "edt"]
-    assert {(row["status"], row["width"], row["height"], row["profile"]) for row in table} == {
-        ("ok", "260", "200", "paper")
-    }
-    counted = {row["method"]: int(row["count"]) for row in table}
-    assert counted["ccl"] == 9
-    cells = pd.read_csv(tmp_path / "out" / "cells.csv")
-    assert list(cells) == batch.FOUND
-    assert cells.groupby("method").size().to_dict() == {m: n for m, n in counted.items() if n}
-    for row in table:
-        assert read_image(tmp_path / "out" / row["overlay"]).shape == SMEAR.image.shape
-        assert row["count"] in said
+@pytest.mark.parametrize("moment", ["bloodcount.cli", "typer", "pandas", "bloodcount.picture"])
+def test_ctrl_c_while_loading_leaves_no_traceback(tmp_path, moment):
+    command = [sys.executable, "-c", PRESSED, moment, "count", save(tmp_path / "a.png")]
+    done = subprocess.run([*command, "-o", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
 
 
-def test_each_cell_type_has_the_method_of_the_settings(run, tmp_path):
-    run("count", save(tmp_path / "a.png"), "-o", tmp_path / "out")
-    chosen = load_settings().method
-    assert {row["cell"]: row["method"] for row in rows(tmp_path / "out")} == dataclasses.asdict(
-        chosen
-    )
+@pytest.mark.parametrize("closed", ["2>&-", "1>&-", "0<&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams(tmp_path, closed):
+    "Nothing that was meant for them gets into a result."
+    save(tmp_path / "a.png")
+    fake = Path(__file__).with_name("fake_finder.py")
+    command = f"'{sys.executable}' '{fake}' count a.png none.png -o out {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [row["status"] for row in rows(tmp_path / "out")] == ["ok"] * 3 + ["error"] * 3
 
 
-def test_bad_images_among_good_ones(run, tmp_path):
-    save(tmp_path / "first.png")
-    for share in (10, 50, 90):
-        whole = jpeg()
-        (tmp_path / f"cut{share}.jpg").write_bytes(whole[: len(whole) * share // 100])
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
-    (tmp_path / "junk.tif").write_bytes(b"II*\0" + b"\xff" * 200)
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "fifo.png")
-    save(tmp_path / "last.png")
-    reasons = {
-        "cut10.jpg": "truncated",
-        "cut50.jpg": "truncated",
-        "cut90.jpg": "truncated",
-        "empty.png": "not an image that can be read",
-        "text.jpg": "not an image that can be read",
-        "junk.tif": "junk.tif: ",
-        "folder": "a folder; name the images in it",
-        "fifo.png": "not a file",
-        "none.png": "no such file",
-    }
-    paths = [tmp_path / name for name in ("first.png", *reasons, "last.png")]
-    code, _, errors = run(
-        "count", *paths, "-o", tmp_path / "out", "--cell", "rbc", "--method", "ccl"
-    )
-    assert code == 1
-    assert errors[-1] == "9 of 11 images could not be counted." and len(errors) == 10
-    table = rows(tmp_path / "out")
-    assert [row["image"] for row in table] == [str(path) for path in paths]
-    for row, (name, reason), line in zip(table[1:-1], reasons.items(), errors):
-        assert row["status"] == "error" and row["count"] == row["overlay"] == ""
-        assert reason in row["error"] and row["error"] == line and str(tmp_path / name) in line
-    assert [row["count"] for row in (table[0], table[-1])] == ["9", "9"]
+def test_doctor_says_that_all_is_well():
+    done = subprocess.run([COMMAND, "doctor"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for said in ("bloodcount 0", "tensorflow 2", "weights for plt", "of 12 red cells"):
+        assert said in done.stdout
 
 
-def test_all_bad_leaves_tables_with_a_header(run, tmp_path):
-    code, *_ = run("count", tmp_path / "none.png", "-o", tmp_path / "out", "--cell", "rbc")
-    assert code == 1 and len(rows(tmp_path / "out")) == 1
-    assert (tmp_path / "out" / "cells.csv").read_text() == ",".join(batch.FOUND) + "\n"
-    assert not (tmp_path / "out" / "overlays").exists()
+def test_doctor_finds_damaged_weights(tmp_path, monkeypatch):
+    from bloodcount import doctor, models
 
-
-def test_a_long_list_is_shown_in_part(run, tmp_path):
-    paths = [tmp_path / f"none{n}.png" for n in range(33)]
-    code, said, _ = run("count", *paths, "-o", tmp_path, "--cell", "rbc")
-    assert code == 1 and len(rows(tmp_path)) == 33
-    assert "none29.png" in said and "none30.png" not in said and "and 3 more, in counts.csv" in said
-
-
-def test_a_fifo_does_not_hang(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    code = "import sys; from bloodcount.cli import count_file; print(count_file(sys.argv[1], {}, {}, None).error)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "fifo"], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == f"{tmp_path / 'fifo'}: not a file; pass an image.\n"
-
-
-def test_names(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = [
-        "a/field.png",
-        "b/field.png",
-        "b/Field.JPG",
-        "=1+1.png",
-        "Größe µm 血.png",
-        "field-2.png",
-    ]
-    for name in names:
-        save(Path(name))
-    long = save(Path("x" * 240 + ".png"))
-    bytes_only = save(Path(os.fsdecode(b"caf\xe9.png")))
-    twice = ["a/../b/field.png", "./=1+1.png"]
-    code, _, errors = run(
-        "count", *names, *twice, long, bytes_only, "-o", "out", "--cell", "rbc", "--method", "ccl"
-    )
-    assert (code, errors) == (0, [])
-    table = rows(Path("out"))
-    shown = [name if name[0] != "=" else f"'{name}" for name in names]
-    assert [row["image"] for row in table] == [*shown, str(long), "caf\\udce9.png"]
-    overlays = [row["overlay"] for row in table]
-    assert all(Path("out", overlay).is_file() for overlay in overlays)
-    assert (
-        len({overlay.casefold() for overlay in overlays})
-        == len(list(Path("out/overlays").iterdir()))
-        == 8
-    )
-    assert (
-        overlays[0] == "overlays/field_rbc_ccl.png"
-        and overlays[4] == "overlays/Größe µm 血_rbc_ccl.png"
-    )
-    for table in ("out/counts.csv", "out/cells.csv"):
-        with open(table, encoding="utf-8", newline="") as file:
-            assert not [
-                text for row in csv.reader(file) for text in row if text.startswith(tuple("=+-@"))
-            ]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(run, tmp_path, orientation):
-    "The picture is stored turned, with a tag that turns it back."
-    undo = {6: 8, 8: 6}.get(orientation, orientation)
-    upright = Image.fromarray(SMEAR.image)
-    exif = upright.getexif()
-    exif[0x0112] = undo
-    upright.info["exif"] = exif.tobytes()
-    stored = ImageOps.exif_transpose(upright)
-    exif[0x0112] = orientation
-    stored.save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
-    code, *_ = run("count", tmp_path / "a.jpg", "-o", tmp_path, "--cell", "rbc", "--method", "ccl")
-    (row,) = rows(tmp_path)
-    assert code == 0 and row["count"] == "9" and (row["width"], row["height"]) == ("260", "200")
-    drawn = read_image(tmp_path / row["overlay"]).astype(int)
-    unchanged = np.abs(drawn - SMEAR.image).max(axis=2) < 12
-    assert drawn.shape == SMEAR.image.shape and unchanged.mean() > 0.7
-
-
-def test_bit_depths(run, tmp_path):
-    sixteen = SMEAR.image.astype(np.uint16) * 257
-    tifffile.imwrite(tmp_path / "8.tif", SMEAR.image, photometric="rgb")
-    tifffile.imwrite(tmp_path / "16.tif", sixteen, photometric="rgb")
-    tifffile.imwrite(tmp_path / "12 in 16.tif", sixteen >> 4, photometric="rgb")
-    tifffile.imwrite(
-        tmp_path / "float.tif", (SMEAR.image / 255).astype(np.float32), photometric="rgb"
-    )
-    run("count", *tmp_path.glob("*.tif"), "-o", tmp_path, "--cell", "rbc", "--method", "ccl")
-    counts = [int(row["count"]) for row in rows(tmp_path)]
-    assert len(counts) == 4 and all(abs(n - 9) <= 1 for n in counts)
-
-
-def test_colour_modes(run, tmp_path):
-    picture = Image.fromarray(SMEAR.image)
-    picture.quantize(64).save(tmp_path / "P.png")
-    for mode in ("RGBA", "L", "LA"):
-        picture.convert(mode).save(tmp_path / f"{mode}.png")
-    for mode in ("CMYK", "L"):
-        picture.convert(mode).save(tmp_path / f"{mode}.jpg", quality=95)
-    paths = sorted([*tmp_path.glob("*.png"), *tmp_path.glob("*.jpg")])
-    code, _, errors = run("count", *paths, "-o", tmp_path, "--cell", "rbc", "--method", "ccl")
-    assert code == 0
-    table = rows(tmp_path)
-    assert {Path(row["image"]).name: int(row["count"]) for row in table} == {
-        path.name: 9 for path in paths
-    }
-    warned = [row["warnings"] for row in table if row["warnings"]]
-    assert warned == errors and len(warned) == 3
-    assert all("a grey image; white cells and platelets need colour" in text for text in warned)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (20, 20)])
-def test_tiny_and_empty_fields(run, tmp_path, shape):
-    for name, value in (("black", 0), ("white", 255)):
-        save(tmp_path / f"{name}.png", np.full((*shape, 3), value, np.uint8))
-    paths = [tmp_path / "black.png", tmp_path / "white.png"]
-    code, _, errors = run("count", *paths, "-o", tmp_path, "--method", "all")
-    assert (code, errors) == (0, [])
-    assert {row["status"] for row in rows(tmp_path)} == {"ok"}
-
-
-# What stops a run
-
-
-def test_folder_that_cannot_be_written(run, tmp_path):
-    (tmp_path / "taken").write_text("a file")
-    for out, reason in (
-        (tmp_path / "taken", "not a folder"),
-        (tmp_path / "taken" / "x", "Not a directory"),
-    ):
-        code, _, errors = run("count", save(tmp_path / "a.png"), "-o", out)
-        assert (code, errors) == (1, [f"{out}: results cannot be written there ({reason})."])
-
-
-def test_full_disk_leaves_what_was_there(run, tmp_path):
-    image = save(tmp_path / "a.png")
-    command = ("count", image, "-o", tmp_path / "out", "--cell", "rbc", "--method", "ccl")
-    run(*command)
-    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.*")}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    try:
-        code, _, errors = run(*command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    place = tmp_path / "out" / "overlays" / "a_rbc_ccl.png"
-    assert (code, errors) == (1, [f"{place}: cannot be written (File too large)."])
-    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*.*")} == before
-
-
-def stopping(error):
-    "A segmenter that does its work once."
-    images = []
-
-    def segmenter(image):
-        images.append(image)
-        if len(images) > 1:
-            raise error
-        return by_darkness(image)
-
-    return segmenter
-
-
-def test_weights_that_yield_nan_stop_everything(run, tmp_path, monkeypatch):
-    segmenter = stopping(IntegrityError("The weights of rbc yield NaN."))
-    monkeypatch.setattr(cli, "load_segmenters", lambda *_: {"rbc": segmenter})
-    paths = [save(tmp_path / f"{n}.png") for n in range(3)]
-    code, _, errors = run("count", *paths, "-o", tmp_path / "out", "--cell", "rbc")
-    assert (code, errors) == (3, ["The weights of rbc yield NaN."])
-    assert not (tmp_path / "out" / "counts.csv").exists()
-
-
-def test_settings_that_cannot_work_stop_everything(run, tmp_path, monkeypatch):
-    no_edge = {"rbc": lambda image: Maps(by_darkness(image).mask)}
-    monkeypatch.setattr(cli, "load_segmenters", lambda *_: no_edge)
-    code, _, errors = run(
-        "count", save(tmp_path / "a.png"), "-o", tmp_path, "--cell", "rbc", "--method", "ccl"
-    )
-    assert code == 2 and len(errors) == 1 and "needs an edge map" in errors[0]
-
-
-def test_interrupt_keeps_what_is_done(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "load_segmenters", lambda *_: {"rbc": stopping(KeyboardInterrupt())})
-    paths = [save(tmp_path / f"{n}.png") for n in range(3)]
-    code, _, errors = run("count", *paths, "-o", tmp_path / "out", "--cell", "rbc")
-    assert (code, errors) == (130, ["Interrupted: 1 of 3 images are counted."])
-    assert [row["image"] for row in rows(tmp_path / "out")] == [str(paths[0])]
-
-
-def test_a_segmenter_that_fails_on_one_image(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        cli, "load_segmenters", lambda *_: {"rbc": stopping(ValueError("odd\nshape"))}
-    )
-    paths = [save(tmp_path / f"{n}.png") for n in range(2)]
-    code, _, errors = run("count", *paths, "-o", tmp_path, "--cell", "rbc")
-    assert code == 1 and errors[0] == f"{paths[1]}: could not be counted (ValueError: odd shape)."
-    assert [row["status"] for row in rows(tmp_path)] == ["ok", "error"]
+    shutil.copytree(models.SHIPPED, tmp_path / "weights")
+    body = bytearray((tmp_path / "weights" / "plt" / "weights.npz").read_bytes())
+    body[len(body) // 2] ^= 1
+    (tmp_path / "weights" / "plt" / "weights.npz").write_bytes(body)
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
+    picture._about.cache_clear()
+    found = list(doctor._weights())
+    assert [good for _, good in found] == [True, True, False] and "SHA-256" in found[-1][0]
 
 
 # The authors' weights
@@ -403,7 +178,9 @@ def settings_of(monkeypatch):
             settings = load_settings(*names)
             return dataclasses.replace(settings, paths=dataclasses.replace(settings.paths, **paths))
 
-        monkeypatch.setattr(cli, "load_settings", moved)
+        picture._about.cache_clear()
+        for module in (cli, picture):
+            monkeypatch.setattr(module, "load_settings", moved)
 
     return set_paths
 
@@ -439,20 +216,12 @@ def test_unknown_weights(capsys, tmp_path):
     assert code == 2 and errors[0].endswith("Did you mean 'authors'?") and len(errors) == 1
 
 
-def test_segnet_has_no_weights_that_ship(run, tmp_path):
-    code, _, errors = run(
-        "count", save(tmp_path / "a.png"), "-o", tmp_path / "out", "--weights", "segnet"
-    )
-    assert code == 2 and len(errors) == 1 and "`bloodcount train --network segnet`" in errors[0]
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_without_a_model(run, tmp_path):
+def test_a_folder_without_a_model(capsys, tmp_path):
     image = save(tmp_path / "a.png")
     command = ("count", image, "-o", tmp_path / "out", "--weights", tmp_path)
-    assert run(*command)[0] == 2
+    assert in_process(capsys, *command)[0] == 3
     (tmp_path / "card.json").write_text("{}")
-    code, _, errors = run(*command)
+    code, _, errors = in_process(capsys, *command)
     assert code == 3 and len(errors) == 1 and str(tmp_path / "card.json") in errors[0]
     assert not (tmp_path / "out").exists()
 
@@ -460,7 +229,7 @@ def test_a_folder_without_a_model(run, tmp_path):
 def test_the_real_thing(tmp_path, authors_folder):
     "The installed command with the authors' networks, in its own process."
     smear = synthetic_smear(seed=2, shape=(320, 416), rbc=16, wbc=1, plt=3, overlap=0)
-    whole = save(tmp_path / "whole.png", smear.image)
+    whole = save(tmp_path / "a.png", smear.image)
     (tmp_path / "cut.jpg").write_bytes(jpeg(smear.image)[:9000])
     done = subprocess.run(
         [COMMAND, "count", whole, tmp_path / "cut.jpg", "-o", "out", "--weights", "authors"],

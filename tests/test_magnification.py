@@ -12,6 +12,7 @@ from bloodcount.data import names
 from bloodcount.segmentation import Maps, truth_maps
 from bloodcount.settings import Thresholds, load_settings
 from bloodcount.studies import magnification, protocol
+from bloodcount.studies.figures import magnification_figure
 from bloodcount.studies.results import long_form
 from bloodcount.synthetic import synthetic_smear
 
@@ -114,7 +115,7 @@ def test_an_image_of_another_magnification_is_scored_alone(run):
 def test_nothing_to_show_without_outlines(run):
     none = long_form(run, [])
     assert magnification.magnification_table(none).empty
-    figure = magnification.magnification_figure(none, "cht", "")
+    figure = magnification_figure(magnification.magnification_points(none), "")
     assert "No image here" in figure.texts[0].get_text()
     for name in names(run.data, "rbc", having=["polygons"]):
         run.data.index.loc[name, "rbc_polygons"] = 0

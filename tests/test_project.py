@@ -38,7 +38,6 @@ LONG_CELLS = {
     "segmentation.Segmenter",
     "studies.figures.Pipeline",
     "studies.protocol.Run",
-    "studies.training.model_card",
     "training.Training",
 }
 LONG_MODULES: set[str] = set()

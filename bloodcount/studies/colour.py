@@ -17,7 +17,7 @@ from ..data import names, read_smear
 from ..drawing import CELL_TITLES, METHOD_TITLES
 from ..errors import SettingsError, hint
 from ..segmentation import Segmenter, kept_maps, load_segmenter, maps_name
-from .figures import curve_figure, nothing_to_draw
+from .figures import drift_figure
 from bloodcount.studies.protocol import (
     TRUTHS,
     Run,
@@ -196,16 +196,7 @@ def colour_table(
 # %% ../../nbs/studies/10_colour.ipynb #5cdec35c
 def colour_figure(
     results: pd.DataFrame,  # Of `colour_results`
-    cell: str,
+    title: str,
 ) -> Figure:
-    "Drift of the count over the level of each kind of change, a line a network."
-    title = f"{CELL_TITLES[cell].capitalize()}: count drift when the colours change"
-    points = drift_points(results).dropna(subset=["drift"])
-    points = points[points["cell"] == cell]
-    if not len(points):
-        return nothing_to_draw(title)
-    unchanged = points.drop_duplicates(["kind", "network"]).assign(drift=0.0)
-    unchanged["level"] = np.where(unchanged["kind"] == "hue", 0.0, 1.0)
-    points = pd.concat([points, unchanged])
-    titles = {"level": "degrees or factor", "drift": "drift, %"}
-    return curve_figure(points, "level", "drift", "network", "kind", title, titles)
+    "Drift of the count over the level of each kind of change: cell types below each other."
+    return drift_figure(drift_points(results), title)

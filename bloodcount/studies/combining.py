@@ -32,6 +32,8 @@ from bloodcount.studies.protocol import (
     score_network,
 )
 from bloodcount.studies.results import (
+    MAIN_TRUTH,
+    TRUTH_TITLES,
     count_results,
     instance_results,
     joined,
@@ -162,16 +164,21 @@ def _table_row(part: pd.DataFrame, benchmark: str) -> dict[str, str]:
 def combining_table(
     run: Run,
     results: pd.DataFrame,  # Of `combining_results`
-    truth: str,
-) -> pd.DataFrame:  # One row per combination and method; text
+) -> pd.DataFrame:  # One row per truth, combination and method; text
     "Count accuracy, and F1 where cells are outlined, of the networks alone and of every combination."
+    rows = [row for truth in MAIN_TRUTH.values() for row in _rows_of_truth(run, results, truth)]
+    table = pd.DataFrame(rows)
+    return table.loc[:, (table != "").any()] if len(table) else table
+
+
+def _rows_of_truth(run: Run, results: pd.DataFrame, truth: str) -> list[dict[str, str]]:
     part, rows = results[results["table"] == table_of("combining", truth)], []
     benchmark = next(iter(groups(run.data, truth)), "")
     for (*who, cell, method), by_method in part.groupby(COUNTING, sort=False):
         for condition, one in by_method.groupby("condition", sort=False):
             alone = f"{network_title(*who, cell)} alone"
             maps = COMBINATIONS[condition].title if condition else alone
-            row = {"maps": maps, "counted by": METHOD_TITLES[method]}
+            row = {"cells": TRUTH_TITLES[truth], "maps": maps}
+            row["counted by"] = METHOD_TITLES[method]
             rows.append(row | _table_row(one, benchmark))
-    table = pd.DataFrame(rows)
-    return table.loc[:, (table != "").any()] if len(table) else table
+    return rows

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'FOLLOWERS', 'COLUMNS', 'GAP', 'PITCH', 'FILL', 'LINE', 'SKIP', 'INDICES', 'UPWARDS', 'LINES_ABOVE',
            'LINE_BELOW', 'LANE', 'Block', 'network_blocks', 'network_figure']
 
-# %% ../../nbs/studies/04_diagram.ipynb #ab2bf8ba
+# %% ../../nbs/studies/04_diagram.ipynb #ab349601
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from ..drawing import STYLE, WIDTH
 from ..errors import InputError
 
-# %% ../../nbs/studies/04_diagram.ipynb #1ef88754
+# %% ../../nbs/studies/04_diagram.ipynb #d79e5837
 KINDS = {
     "InputLayer": "input",
     "Conv2D": "convolution",
@@ -32,7 +32,7 @@ FOLLOWERS = {
     "BatchNormalization": "batch normalisation", "ReLU": "ReLU", "Activation": "activation", "Dropout": "dropout",
 }  # fmt: skip
 
-# %% ../../nbs/studies/04_diagram.ipynb #7cf9b483
+# %% ../../nbs/studies/04_diagram.ipynb #2be997fe
 @dataclasses.dataclass(frozen=True)
 class Block:
     "A layer that makes a map, with what follows it."
@@ -50,7 +50,7 @@ class Block:
     crop: int = 0  # What is cut off each side of that map, px
     indices: int | None = None  # The pooling whose indices it takes
 
-# %% ../../nbs/studies/04_diagram.ipynb #4221852d
+# %% ../../nbs/studies/04_diagram.ipynb #50939e51
 def _tensors(value: Any) -> Iterator[dict]:
     "The tensors in the arguments of a layer, as Keras writes them down."
     if isinstance(value, dict):
@@ -75,7 +75,7 @@ def _shape(model: Any, layer: str) -> tuple[int | None, int | None, int]:
     output = model.get_layer(layer).output
     return tuple((output[0] if isinstance(output, list | tuple) else output).shape[1:])
 
-# %% ../../nbs/studies/04_diagram.ipynb #eea58eaa
+# %% ../../nbs/studies/04_diagram.ipynb #c15710e0
 def network_blocks(
     model: Any,  # A built keras.Model, functional, with one input
 ) -> list[Block]:  # In the order of the graph
@@ -103,11 +103,11 @@ def network_blocks(
             blocks[sources[0]] = dataclasses.replace(block, follow=(*block.follow, FOLLOWERS[kind]))
         else:
             raise InputError(
-                f"{model.name}: there is no drawing of a layer {kind} ({name}). Add it to bloodcount.diagram."
+                f"{model.name}: there is no drawing of a layer {kind} ({name}). Add it to KINDS or FOLLOWERS in nbs/studies/04_diagram.ipynb."
             )
     return blocks
 
-# %% ../../nbs/studies/04_diagram.ipynb #de450c81
+# %% ../../nbs/studies/04_diagram.ipynb #6a2c398f
 def _block(
     model: Any, layer: dict, sources: list[int], blocks: list[Block], is_output: bool
 ) -> Block:
@@ -132,7 +132,7 @@ def _join(blocks: list[Block], sources: list[int], crops: dict[int, int]) -> Blo
         blocks[late], skip=early, joined=blocks[early].channels, crop=crops.get(early, 0)
     )
 
-# %% ../../nbs/studies/04_diagram.ipynb #f4fd37de
+# %% ../../nbs/studies/04_diagram.ipynb #8777286f
 COLUMNS = 17  # That a page has room for
 GAP = 1.5  # Least distance of what leads down and what leads up in a row, columns
 
@@ -148,7 +148,7 @@ def _groups(blocks: Sequence[Block]) -> list[list[int]]:
         groups[-1].append(number)
     return groups
 
-# %% ../../nbs/studies/04_diagram.ipynb #64e25b55
+# %% ../../nbs/studies/04_diagram.ipynb #08d61b13
 def _columns(
     blocks: Sequence[Block],
     inset: int,  # Columns by which a row begins further in than the one above
@@ -171,13 +171,13 @@ def _columns(
         columns |= {block: first + i for i, block in enumerate(group)}
     return columns
 
-# %% ../../nbs/studies/04_diagram.ipynb #4849a91c
+# %% ../../nbs/studies/04_diagram.ipynb #6df85381
 def _fitting(blocks: Sequence[Block]) -> dict[int, float]:
     "The columns with the widest inset that fits the page."
     wide = [_columns(blocks, inset) for inset in (4, 3, 2, 1)]
     return next((columns for columns in wide if max(columns.values()) < COLUMNS), wide[-1])
 
-# %% ../../nbs/studies/04_diagram.ipynb #f6e7b92d
+# %% ../../nbs/studies/04_diagram.ipynb #da60ee1a
 PITCH = WIDTH * 72 / (COLUMNS + 1.7)  # Between two columns, points
 FILL = {
     "input": "#FFFFFF", "convolution": "#7FB8DA", "pooling": "#FFFFFF", "unpooling": "#7FCEB9",
@@ -189,17 +189,14 @@ LINE = {
 }  # fmt: skip
 SKIP, INDICES = "#555555", "#AA4C88"
 UPWARDS = ("unpooling", "transposed convolution")
-LINES_ABOVE, LINE_BELOW, LANE = (
-    22,
-    12,
-    12,
-)  # Room for labels and for arrows between two rows, points
+# Room for labels and for arrows between two rows, points
+LINES_ABOVE, LINE_BELOW, LANE = 22, 12, 12
 
 
 def _width(channels: int) -> float:
     return max(0.95 * channels**0.5, 4.0)
 
-# %% ../../nbs/studies/04_diagram.ipynb #3b14b71d
+# %% ../../nbs/studies/04_diagram.ipynb #fe8edfa0
 def _height(level: int) -> float:
     return 62 * 0.72**level
 
@@ -218,7 +215,7 @@ class _Box:
     top = property(lambda self: self.y + self.height / 2)
     bottom = property(lambda self: self.y - self.height / 2)
 
-# %% ../../nbs/studies/04_diagram.ipynb #e9620ece
+# %% ../../nbs/studies/04_diagram.ipynb #2aea4f07
 def _boxes(blocks: Sequence[Block], foot: float) -> tuple[dict[int, _Box], float]:
     "The boxes of all blocks, and the height of the drawing; `foot` is kept free below it."
     columns, middle, y = _fitting(blocks), {}, foot
@@ -242,7 +239,7 @@ def _boxes(blocks: Sequence[Block], foot: float) -> tuple[dict[int, _Box], float
         boxes[i] = _Box(before.x + PITCH, before.y + up, _width(blocks[i].channels), 26)
     return boxes, y
 
-# %% ../../nbs/studies/04_diagram.ipynb #fa5b62ff
+# %% ../../nbs/studies/04_diagram.ipynb #512b2729
 def _side(block: Block) -> str:
     "The side of its map, px; nothing where it may be any."
     if None in block.side:
@@ -257,7 +254,7 @@ def _above(block: Block) -> str:
     depth = f"{block.joined}+{block.channels}" if block.joined else f"{block.channels}"
     return "" if block.kind == "pooling" else f"{kernel}\n{depth}"
 
-# %% ../../nbs/studies/04_diagram.ipynb #84d94f4d
+# %% ../../nbs/studies/04_diagram.ipynb #ab6ae189
 def _draw_block(ax: Axes, number: int, block: Block, box: _Box, arrows: set[str]) -> None:
     "A box and its labels; `arrows` says where arrows need room: of `in_top`, `out_top`, `in_bottom`, `out_bottom`."
     own = box.width * block.channels / (block.channels + block.joined)
@@ -283,7 +280,7 @@ def _draw_block(ax: Axes, number: int, block: Block, box: _Box, arrows: set[str]
     x, side = (box.x - 3, "right") if "in_bottom" in arrows else (x, side)
     ax.text(x, box.bottom - 2, _side(block), ha=side, va="top")
 
-# %% ../../nbs/studies/04_diagram.ipynb #f5aecf5a
+# %% ../../nbs/studies/04_diagram.ipynb #7dad1609
 def _arrow(
     ax: Axes,
     points: Sequence[tuple[float, float]],
@@ -305,7 +302,7 @@ def _arrow(
     ]
     ax.fill(*zip((x1, y1), *wings), color=colour, lw=0)
 
-# %% ../../nbs/studies/04_diagram.ipynb #b8f763f1
+# %% ../../nbs/studies/04_diagram.ipynb #58c34ec7
 def _arrows(blocks: Sequence[Block], boxes: dict[int, _Box], number: int) -> set[str]:
     "Where arrows reach and leave a block's box, above and below it."
     up = [i for i, block in enumerate(blocks) if block.kind in UPWARDS]
@@ -319,7 +316,7 @@ def _arrows(blocks: Sequence[Block], boxes: dict[int, _Box], number: int) -> set
     }
     return {end for end, numbers in ends.items() if number in numbers}
 
-# %% ../../nbs/studies/04_diagram.ipynb #ffc316d5
+# %% ../../nbs/studies/04_diagram.ipynb #27bfda50
 def _draw_flow(ax: Axes, block: Block, boxes: dict[int, _Box], number: int) -> None:
     "The arrow from a block's source to it."
     start, end, colour = boxes[block.source], boxes[number], LINE[block.kind]
@@ -335,7 +332,7 @@ def _draw_flow(ax: Axes, block: Block, boxes: dict[int, _Box], number: int) -> N
         ends = (start.bottom, end.top + 1) if down else (start.top, end.bottom - 1)
         _arrow(ax, [(start.x, ends[0]), *turn, (end.x, ends[1])], colour)
 
-# %% ../../nbs/studies/04_diagram.ipynb #37b8a69b
+# %% ../../nbs/studies/04_diagram.ipynb #c5fa4ea3
 def _draw_skips(
     ax: Axes, block: Block, blocks: Sequence[Block], boxes: dict[int, _Box], number: int
 ) -> None:
@@ -350,7 +347,7 @@ def _draw_skips(
         start = boxes[blocks[block.indices].source]
         _arrow(ax, [(start.right, start.y), (end.left - 1, end.y)], INDICES, style="--")
 
-# %% ../../nbs/studies/04_diagram.ipynb #25b5d752
+# %% ../../nbs/studies/04_diagram.ipynb #22cee7ac
 def _legend(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
     "What each kind of block is, in words, with an example."
     said = {}
@@ -366,7 +363,7 @@ def _legend(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
         said.setdefault(", ".join([words, *dict.fromkeys(block.follow)]), block)
     return list(said.items())
 
-# %% ../../nbs/studies/04_diagram.ipynb #e913b84c
+# %% ../../nbs/studies/04_diagram.ipynb #7c81358b
 def _draw_legend(ax: Axes, blocks: Sequence[Block], top: float) -> None:
     "Boxes and arrows explained, in two columns under the drawing."
     entries = [(words, block.kind) for words, block in _legend(blocks)]
@@ -393,7 +390,7 @@ def _draw_legend(ax: Axes, blocks: Sequence[Block], top: float) -> None:
     )
     ax.text(8, top - 14 * half - 2, about, va="center", color=SKIP)
 
-# %% ../../nbs/studies/04_diagram.ipynb #66e15e10
+# %% ../../nbs/studies/04_diagram.ipynb #81c04082
 @matplotlib.rc_context(STYLE | {"hatch.linewidth": 0.5})
 def network_figure(
     model: Any,  # A built keras.Model, functional; with a fixed size of its input, sides are shown

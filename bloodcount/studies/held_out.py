@@ -5,18 +5,14 @@
 # %% auto #0
 __all__ = ['DIFFERENCE', 'AGREEMENT', 'RELATED', 'QUOTED_CELLS', 'QUOTED_METHODS', 'every_count', 'difference_interval',
            'held_out', 'held_out_table', 'own_rows', 'best_on_training', 'best_counts', 'agreement_results',
-           'agreement_by_cell', 'bland_altman_figure', 'related_table']
+           'agreement_by_cell', 'related_table']
 
 # %% ../../nbs/studies/07_held_out.ipynb #bab6fbcc
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from ..drawing import CELL_TITLES, LINE_COLOURS, METHOD_TITLES, STYLE, WIDTH, number
-from ..evaluation import agreement, count_accuracy
-from .figures import nothing_to_draw
+from ..drawing import CELL_TITLES, METHOD_TITLES, number
+from ..evaluation import count_accuracy
 from .protocol import TRUTHS, Run, compared, groups, score_network
 from bloodcount.studies.results import (
     AUTHORS_SEGNET,
@@ -189,43 +185,6 @@ def agreement_by_cell(
         table.insert(0, "cells", TRUTH_TITLES[MAIN_TRUTH[cell]])
         frames.append(table)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-# %% ../../nbs/studies/07_held_out.ipynb #5cc9f404
-def _bland_altman_panel(ax: Axes, part: pd.DataFrame, colour: str) -> None:
-    "One cell type: an image is a mark, lines are the mean error and where 95 % of the errors are expected."
-    middle, error = (part["predicted"] + part["real"]) / 2, part["predicted"] - part["real"]
-    line = np.linspace(0, max(float(middle.max()), 1) * 1.05, 200)
-    ax.fill_between(line, -2 * np.sqrt(line), 2 * np.sqrt(line), color="#DDDDDD", lw=0)
-    marks = {"train": ("o", "none"), "test": ("^", colour), "": ("x", colour)}
-    for side, (mark, face) in marks.items():
-        xy = middle[part["split"].fillna("") == side], error[part["split"].fillna("") == side]
-        ax.plot(*xy, mark, mfc=face, mec=colour, label=side or "neither", ls="none")
-    scores = agreement(part["predicted"], part["real"])
-    for name, dashes in (("ba_bias", "-"), ("ba_low", "--"), ("ba_high", "--")):
-        if np.isfinite(scores[name]):
-            ax.axhline(scores[name], color="#333333", lw=0.8, ls=dashes)
-    cell, method = part[["cell", "method"]].iloc[0]
-    title = f"{CELL_TITLES[cell]}, {METHOD_TITLES[method]}\nCCC {number(scores['ccc'], 'ccc')}"
-    ax.set(title=title, xlabel="mean of predicted and real", xlim=(0, line[-1]))
-
-# %% ../../nbs/studies/07_held_out.ipynb #d4760a73
-@matplotlib.rc_context(STYLE)
-def bland_altman_figure(
-    counts: pd.DataFrame,  # Of `best_counts`
-    title: str,
-) -> Figure:
-    "Difference over mean of two counts (Bland and Altman 1986), and the band of a Poisson count, 2 sqrt(N)."
-    parts = [part for _, part in counts.groupby(["cell", "method"], sort=False)]
-    if not parts:
-        return nothing_to_draw(title)
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
-    axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for ax, part, colour in zip(axes, parts, LINE_COLOURS):
-        _bland_altman_panel(ax, part, colour)
-    axes[0].set_ylabel("predicted - real")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
-    figure.suptitle(title)
-    return figure
 
 # %% ../../nbs/studies/07_held_out.ipynb #80bb8aa1
 RELATED = {

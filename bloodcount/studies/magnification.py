@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'WAYS', 'cell_radius', 'outline_radii', 'known_radius', 'other_magnifications', 'scaled', 'methods_of',
            'magnified_rows', 'magnification_counts', 'scale_results', 'magnification_results', 'magnification_table',
-           'magnification_points', 'magnification_figure']
+           'magnification_points']
 
 # %% ../../nbs/studies/11_magnification.ipynb #8ad2522b
 import dataclasses
@@ -13,16 +13,14 @@ import dataclasses
 import cv2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..counting import binary, components, count
 from ..data import DataSet, names, read_smear
-from ..drawing import METHOD_TITLES, number
+from ..drawing import number
 from ..evaluation import mean_accuracy, pooled_bias
 from ..segmentation import Maps, Segmenter, kept_maps, load_segmenter, maps_name
 from ..settings import Counting, Thresholds
 from .colour import with_weights
-from .figures import curve_figure, nothing_to_draw
 from .protocol import Run, about, kept_rows, maps_folder, two_at_a_time
 from .results import joined, long_form, network_title, value_of
 from .tables import COUNTING, counted_by
@@ -203,17 +201,3 @@ def magnification_points(
     who = zip(*(part[column] for column in ("model", "weights", "recipe", "cell")))
     part["network"] = [network_title(*each) for each in who]
     return part[["network", "method", "way", "scale", "accuracy"]]
-
-
-def magnification_figure(
-    results: pd.DataFrame,  # Of `magnification_results`
-    method: str,
-    title: str,
-) -> Figure:
-    "Count accuracy of the test images over their scale, a panel a network and a line a way."
-    points = magnification_points(results)
-    points = points[points["method"] == method]
-    if not len(points):
-        return nothing_to_draw(title)
-    titles = METHOD_TITLES | {"scale": "scale of the image", "accuracy": "count accuracy, %"}
-    return curve_figure(points, "scale", "accuracy", "way", "network", title, titles, mark=1)

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from ..counting import count
 from ..data import Smear, names, read_smear
-from ..drawing import METHOD_TITLES, number
+from ..drawing import number
 from bloodcount.evaluation import (
     instances_from_cells,
     instances_from_polygons,
@@ -24,7 +24,7 @@ from bloodcount.evaluation import (
 )
 from ..segmentation import Maps
 from ..settings import Counting
-from .figures import curve_figure, nothing_to_draw
+from .figures import recall_figure
 from .held_out import own_rows
 from .protocol import Run, about, compared, kept_rows, maps_of, two_at_a_time
 from .results import long_form, value_of
@@ -210,23 +210,13 @@ def overlap_figure(
 ) -> Figure:
     "Recall over the number of neighbours by each method, for the run's own weights."
     own = own_rows(run, results, "rbc")
-    own = own[own["quantity"] == "recall_50"]
     rows = [
-        {"neighbours": i, "recall": row.value, "counted by": row.method, "images": row.images}
-        for i, label in enumerate(NEIGHBOURS)
-        for row in own[own["condition"] == f"neighbours: {label}"].itertuples()
+        {"images": side, "neighbours": label, "method": method}
+        | {
+            "recall": _of_class(part, "recall_50", "neighbours", label, side),
+            "cells": _of_class(part, "cells", "neighbours", label, side),
+        }
+        for (side, method), part in own.groupby(["images", "method"], sort=False)
+        for label in NEIGHBOURS
     ]
-    if not rows:
-        return nothing_to_draw(title)
-    titles = METHOD_TITLES | {
-        "neighbours": "cells that it touches",
-        "recall": "recall at IoU 0.5",
-        "train": "training images",
-        "test": "test images",
-    }
-    figure = curve_figure(
-        pd.DataFrame(rows), "neighbours", "recall", "counted by", "images", title, titles
-    )
-    for ax in figure.axes:
-        ax.set_xticks(range(len(NEIGHBOURS)), ["0", "1", "2", "3+"])
-    return figure
+    return recall_figure(pd.DataFrame(rows), title)

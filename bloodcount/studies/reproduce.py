@@ -22,7 +22,13 @@ from ..files import read_card, replacing, sha256
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
 from ..source import code_digest, digest, modules_there
-from .page import gather_results, results_html, results_page
+from bloodcount.studies.page import (
+    gather_results,
+    results_html,
+    results_page,
+    write_headline,
+    write_summaries,
+)
 from .parameters import check_parameters
 from .protocol import SEGNET_MASKS, TRUTHS, groups, run_data, sample_data
 from bloodcount.studies.runner import (
@@ -203,7 +209,9 @@ def run_notebooks(reproduction: Reproduction, names: list[str]) -> list[str]:
         else:
             print(f"  {job.notebook} done in {seconds:.0f} s", flush=True)
     if todo or not (reproduction.figures / "README.md").exists():
-        gather_results(reproduction.figures)
+        write_summaries(
+            reproduction.figures, gather_results(reproduction.figures), reproduction.about
+        )
         results_page(reproduction.figures, reproduction.about)
     return failed
 
@@ -234,6 +242,7 @@ def reproduce(
         failed += run_notebooks(reproduction, names)
     if publish and not failed:
         publish_notebooks(chosen[-1], names)
+        write_headline(gather_results(chosen[-1].figures))
     print(f"\n{len(failed)} failed: {', '.join(failed)}" if failed else "\nAll done.")
     return 1 if failed else 0
 

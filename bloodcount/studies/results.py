@@ -68,7 +68,9 @@ def long_form(
 ) -> pd.DataFrame:  # Columns RESULTS
     "Rows as results, with the paper's number beside each that it printed for one of these images."
     frame = pd.DataFrame(rows).reindex(columns=RESULTS[:-2])
-    frame = frame.astype(object).fillna(_EMPTY).astype(dict.fromkeys(("level", "n", "value"), float))
+    frame = (
+        frame.astype(object).fillna(_EMPTY).astype(dict.fromkeys(("level", "n", "value"), float))
+    )
     return frame.assign(paper=_paper_numbers(run, frame), profile=run.settings.profile)
 
 # %% ../../nbs/studies/01_results.ipynb #1c522bac

@@ -147,20 +147,21 @@ def map_title(cell: str, map_: str) -> str:
 # %% ../../nbs/studies/02_tables.ipynb #4ecd754a
 def threshold_table(
     results: pd.DataFrame,  # With rows of `sweep_threshold`
-) -> pd.DataFrame:  # One row per threshold; text
+) -> pd.DataFrame:  # One row per cell type and threshold; text
     "Count accuracy, and F1 where cells are outlined, for each threshold."
     results, rows = results[results["table"] == "thresholds"], []
-    for level, part in results.groupby("level", sort=False, dropna=False):
+    keys = ["cell", "method", "condition", "level"]
+    for (cell, method, what, level), part in results.groupby(keys, sort=False, dropna=False):
+        row = {"cells": CELL_TITLES[cell], "counted by": METHOD_TITLES[method]}
+        row[what] = "otsu" if np.isnan(level) else f"{level:g}"
         found = part["images"].unique()
-        columns = sorted(found, key=lambda g: (not g.startswith("all"), g == "test"))
-        row = {"threshold": "otsu" if np.isnan(level) else f"{level:g}"}
-        for group in columns:
+        for group in sorted(found, key=lambda g: (not g.startswith("all"), g == "test")):
             accuracy = number(value_of(part, "count_accuracy", group), "count_accuracy")
             row[f"accuracy, {images_title(group)}"] = accuracy
         if "f1_50" in set(part["quantity"]):
             row |= {f"F1, {g}": number(value_of(part, "f1_50", g)) for g in ("train", "test")}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("")
 
 # %% ../../nbs/studies/02_tables.ipynb #c478cf20
 def ceiling_table(

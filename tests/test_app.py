@@ -1,0 +1,175 @@
+"The app in a real browser: count, click to add and to remove, save, read back."
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import roifile
+from fake_finder import Darkness
+from PIL import Image
+
+from bloodcount.app import Correction, Page, corrected, open_counted
+from bloodcount.batch import STORE
+from bloodcount.counting import cells_from_labels
+from bloodcount.exports import read_labels
+from bloodcount.picture import Plan
+from bloodcount.synthetic import synthetic_smear
+
+SMEAR = synthetic_smear(seed=7, shape=(200, 260), rbc=9, wbc=0, plt=0, overlap=0, pallor=0)
+PLAN = Plan(("rbc", "wbc"))
+SERVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fake_finder import Darkness
+from bloodcount.app import serve
+serve(sys.argv[2], sys.argv[3], show=False, finder=Darkness())
+"""
+
+
+@pytest.fixture
+def smears(tmp_path):
+    for name in "ab":
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(SMEAR.image).save(tmp_path / "in" / f"{name}.png")
+    return tmp_path / "in"
+
+
+def test_corrections_of_a_label_image():
+    found = {"rbc": Darkness()(SMEAR.image)["rbc"]}
+    empty = np.argwhere(found["rbc"].labels == 0)[0]
+    change = Correction().add("rbc", *map(float, empty)).remove("rbc", 3, 9)
+    cells = corrected(found, change)["rbc"]
+    assert len(cells) == 9 == cells.labels.max()
+    assert np.allclose(cells.centre[2], found["rbc"].centre[3])
+    assert change.remove("rbc", 9, 9).added == ()
+    none = {"rbc": cells_from_labels(np.zeros((50, 50), np.int32))}
+    assert len(corrected(none, Correction((("rbc", 20, 20),)))["rbc"]) == 1
+
+
+def test_corrections_are_kept_and_are_of_these_bytes(tmp_path, smears):
+    path, out = str(smears / "a.png"), tmp_path / "out"
+    opened = open_counted(path, out, PLAN, Darkness())
+    change = Correction().remove("rbc", 1, 9)
+    opened.save(change)
+    assert open_counted(path, out, PLAN, Darkness()).load() == change
+    assert pd.read_csv(out / "corrected.csv")["count"].tolist() == [8, 9]
+    Image.fromarray(SMEAR.image[:, ::-1]).save(path)
+    assert open_counted(path, out, PLAN, Darkness()).load() == Correction()
+
+
+def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears):
+    page = Page(tmp_path / "nowhere", tmp_path / "out", PLAN, Darkness())
+    page.button.clicks += 1
+    assert "no such file" in page.said.object
+    page.path.value = str(tmp_path)
+    assert "There is no image to count." in page.said.object
+    page.path.value = str(smears)
+    assert list(page.image.options) == ["a.png", "b.png"]
+    page.button.clicks += 1
+    page.button.clicks += 1
+    assert len(pd.read_csv(tmp_path / "out" / "counts.csv")) == 2
+    (smears / "a.png").write_text("no picture any more")
+    page.button.clicks += 1
+    assert "a.png" in page.said.object and not page.button.disabled
+
+
+@pytest.fixture
+def address(tmp_path, smears):
+    "The app in a process of its own."
+    command = [sys.executable, "-c", SERVE, Path(__file__).parent, smears, tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = process.stdout.readline()
+    yield re.search(r"http://127\.0\.0\.1:\d+", said).group()
+    process.terminate()
+    process.wait(timeout=20)
+
+
+@pytest.fixture
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("There is no Chromium here.")
+    # Without these it calls home, and as root it has no sandbox.
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    with playwright.sync_playwright() as driver:
+        window = driver.chromium.launch(executable_path=chromium, args=quiet.split())
+        yield window.new_page(viewport={"width": 1320, "height": 900})
+        window.close()
+
+
+# Where a place of the picture lies in the window, by Bokeh's own scales.
+PLACE = """([row, col]) => {
+    const roots = Bokeh.index.roots ?? Object.values(Bokeh.index)
+    const find = (view) => view.model?.type === "Figure" ? view
+        : [...(view.children?.() ?? [])].map(find).find(Boolean)
+    const view = [...roots].map(find).find(Boolean)
+    const frame = view.frame, box = view.canvas.el.getBoundingClientRect()
+    return [box.x + frame.x_scale.compute(col), box.y + frame.y_scale.compute(row)]
+}"""
+
+
+def test_in_a_browser(tmp_path, address, browser):
+    out, shots = tmp_path / "out", os.environ.get("BLOODCOUNT_SCREENSHOTS")
+    errors = []
+    browser.on("pageerror", lambda error: errors.append(str(error)))
+
+    def shot(name):
+        if shots:
+            browser.screenshot(path=f"{shots}/{name}.png")
+
+    def counts(n):
+        browser.get_by_role("row", name=re.compile(rf"red cells\s+{n}\b")).wait_for()
+
+    def click(row, col):
+        browser.mouse.click(*browser.evaluate(PLACE, [float(row), float(col)]))
+
+    browser.goto(address)
+    browser.get_by_role("button", name="Count", exact=True).click()
+    counts(9)
+    shot("counted")
+    cells = Darkness()(SMEAR.image)["rbc"]
+    browser.get_by_role("button", name="remove").click()
+    for layer in ("white cells", "platelets"):  # They are the same cells here
+        browser.get_by_role("button", name=layer).click()
+    time.sleep(0.5)
+    click(*cells.centre[4])
+    counts(8)
+    browser.get_by_role("button", name="add").click()
+    time.sleep(0.5)
+    click(4, 5)
+    counts(9)
+    click(195, 250)
+    counts(10)
+    shot("corrected")
+    browser.get_by_role("button", name="Undo").click()
+    counts(9)
+    browser.get_by_role("button", name="Save").click()
+    browser.get_by_text("Saved:").wait_for()
+    shot("saved")
+    assert errors == []
+
+    told = json.loads((out / "corrections" / "a.json").read_text())
+    assert told["removed"] == [["rbc", 5]] and len(told["added"]) == 1
+    assert np.allclose(told["added"][0][1:], (4, 5), atol=1)
+    labels = read_labels(out / "corrections" / "a_rbc.tif")
+    row, col = cells.centre[4].astype(int)
+    assert labels.max() == 9 and labels[row, col] == 0 and labels[4, 5] == 9
+    rois = roifile.roiread(out / "corrections" / "a.zip")
+    assert sum(roi.name.startswith("rbc") for roi in rois) == 9
+    assert (pd.read_csv(out / "corrections" / "a.csv")["cell"] == "rbc").sum() == 9
+    assert (out / STORE).is_dir()
+
+    browser.reload()
+    browser.get_by_role("button", name="Count", exact=True).click()
+    counts(9)
+    table = pd.read_csv(out / "corrected.csv").set_index("cell")
+    assert table.loc["rbc", ["found", "count"]].tolist() == [9, 9]

@@ -1,0 +1,104 @@
+"""Labels of other programs: what is understood, and what is refused in one sentence."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from roifile import ImagejRoi, roiwrite
+
+from bloodcount.errors import InputError
+from bloodcount.own_labels import cell_of, ellipse, planes, read_labels
+
+SHAPE = (60, 100)
+SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30]]  # x, y
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+    "categories": [{"id": 5, "name": "Red Blood Cell"}, {"id": 6, "name": "WBC"}],
+    "annotations": [
+        {"image_id": 1, "category_id": 5, "segmentation": [sum(SQUARE, [])], "bbox": [0, 0, 1, 1]},
+        {"image_id": 2, "category_id": 6, "bbox": [50, 20, 20, 10]},
+    ],
+}
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_square_of_labelme(tmp_path):
+    shapes = [{"label": "erythrocyte", "points": SQUARE, "shape_type": "polygon"}]
+    labels = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)
+    assert list(labels) == ["rbc"] and labels["rbc"][20, 20] == 1 and labels["rbc"][5, 5] == 0
+    assert abs((labels["rbc"] == 1).sum() - 441) <= 1
+
+
+def test_a_circle_of_labelme(tmp_path):
+    shapes = [{"label": "plt", "points": [[50, 30], [50, 40]], "shape_type": "circle"}]
+    plane = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["plt"]
+    row, col = np.nonzero(plane)
+    assert abs(row.mean() - 30) < 0.6 and abs(col.mean() - 50) < 0.6
+    assert abs(len(row) - np.pi * 100) < 45
+
+
+def test_coco_by_image(tmp_path):
+    path = write(tmp_path / "coco.json", COCO)
+    assert list(read_labels(path, SHAPE, image="a")) == ["rbc"]
+    white = read_labels(path, SHAPE, image="b")["wbc"]
+    assert white[25, 60] == 1 and white[21, 51] == 0
+    with pytest.raises(InputError, match="say which"):
+        read_labels(path, SHAPE)
+    with pytest.raises(InputError, match="no image"):
+        read_labels(path, SHAPE, image="c")
+
+
+def test_rois_of_imagej(tmp_path):
+    rois = [
+        ImagejRoi.frompoints(np.array(SQUARE), name="wbc-001"),
+        ImagejRoi.frompoints(np.array(SQUARE) + 25, name="0001-0002"),
+    ]
+    roiwrite(tmp_path / "rois.zip", rois)
+    labels = read_labels(tmp_path / "rois.zip", SHAPE, cell="platelet")
+    assert labels["wbc"][20, 20] == 1 and labels["plt"][45, 45] == 1
+
+
+def test_a_label_image_keeps_its_numbers(tmp_path):
+    labels = np.zeros(SHAPE, np.uint16)
+    labels[3:9, 3:9], labels[20:30, 40:50] = 7, 300
+    tifffile.imwrite(tmp_path / "a.tif", labels)
+    assert (read_labels(tmp_path / "a.tif", SHAPE, cell="wbc")["wbc"] == labels).all()
+    with pytest.raises(InputError, match="px"):
+        read_labels(tmp_path / "a.tif", (10, 10))
+
+
+def test_the_later_outline_lies_on_top():
+    plane = planes([("rbc", ellipse(0, 0, 40, 40)), ("rbc", ellipse(20, 0, 40, 40))], SHAPE)["rbc"]
+    assert plane[20, 30] == 2 and set(np.unique(plane)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["RBCs", "White-Blood_Cell", "Thrombocyte"])
+def test_names_are_understood(name):
+    assert cell_of(name) in ("rbc", "wbc", "plt")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("a.json", "{", "neither LabelMe nor COCO"),
+        ("a.json", "[]", "neither LabelMe nor COCO"),
+        ("a.json", {"shapes": [{"label": "rbc"}]}, "neither LabelMe nor COCO"),
+        ("a.json", {"shapes": [{"label": "yeast", "points": SQUARE}]}, "no cell type"),
+        ("a.json", {"shapes": [{"label": "rbc", "points": SQUARE, "shape_type": "line"}]}, "line"),
+        ("a.roi", "nothing", "ROIs"),
+        ("a.png", "nothing", "label image"),
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path, file, content, says):
+    with pytest.raises(InputError, match=says):
+        read_labels(write(tmp_path / file, content), SHAPE)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_labels(tmp_path / "absent.json", SHAPE)

@@ -1,0 +1,195 @@
+"""The star finder: thinning, suppression, drawing, tiles, and what it must refuse."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import bloodcount.stars as stars_module
+from bloodcount.errors import InputError, IntegrityError, SettingsError
+from bloodcount.settings import CELLS
+from bloodcount.stars import (
+    STARS,
+    Stars,
+    candidates,
+    drawn,
+    joined,
+    load_stars,
+    one_each,
+    suppressed,
+)
+from bloodcount.synthetic import synthetic_smear
+
+RBC, WBC, PLT = range(3)
+
+
+def disc(row: float, col: float, radius: float, score: float = 0.9, kind: int = RBC) -> Stars:
+    return Stars(
+        np.float32([[row, col]]),
+        np.full((1, 32), radius, np.float32),
+        np.float32([score]),
+        np.array([kind]),
+    )
+
+
+@pytest.fixture(scope="module")
+def finder():
+    return load_stars()
+
+
+@pytest.fixture(scope="module")
+def smear():
+    return synthetic_smear(seed=5, shape=(480, 640), overlap=0.1)
+
+
+@pytest.fixture(scope="module")
+def found(finder, smear):
+    return finder(smear.image)
+
+
+def test_each_kind_has_its_threshold():
+    depth = np.full((9, 9), 0.1, np.float32)
+    depth[2, 2] = depth[2, 6] = depth[6, 4] = 0.5
+    kinds = np.zeros((9, 9, 4), np.float32)
+    kinds[:4, :4, 1] = kinds[:4, 4:, 2] = kinds[4:, :, 3] = 1
+    kept = candidates(depth, np.full((9, 9, 32), 3.0), kinds, np.array([0.4, 0.6, 0.4]))
+    assert kept.kind.tolist() == [RBC, PLT]
+    assert kept.centre.tolist() == [[4, 4], [12, 8]]
+
+
+def test_a_flat_top_is_one_cell_after_suppression():
+    depth = np.zeros((30, 30), np.float32)
+    depth[10:16, 10:16] = 1
+    kinds = np.zeros((30, 30, 4), np.float32)
+    kinds[..., 1] = 1
+    many = candidates(depth, np.full((30, 30, 32), 12.0), kinds, np.full(3, 0.5))
+    assert len(many) == 36 and len(suppressed(many, 0.4)) == 1
+
+
+def test_suppression_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    many = joined(
+        [disc(*rng.uniform(0, 300, 2), rng.uniform(8, 20), rng.uniform(0.3, 1)) for _ in range(200)]
+    )
+    kept = one_each(many, 0.4)
+    again = one_each(many[rng.permutation(200)], 0.4)
+    assert 20 < len(kept) < 200
+    assert sorted(map(tuple, kept.centre)) == sorted(map(tuple, again.centre))
+
+
+def test_platelets_lie_over_red_cells_but_not_in_white_ones():
+    over_red = joined([disc(50, 50, 30, 0.9), disc(50, 50, 6, 0.5, PLT)])
+    in_white = joined([disc(50, 50, 30, 0.9, WBC), disc(52, 50, 6, 0.95, PLT)])
+    assert sorted(one_each(over_red, 0.4).kind) == [RBC, PLT]
+    assert one_each(in_white, 0.4).kind.tolist() == [WBC]
+
+
+def test_red_and_white_compete():
+    both = joined([disc(50, 50, 30, 0.6, RBC), disc(52, 50, 32, 0.8, WBC)])
+    assert one_each(both, 0.4).kind.tolist() == [WBC]
+
+
+def test_the_surer_cell_lies_on_top_and_slivers_go():
+    two = joined([disc(50, 50, 20, 0.5), disc(50, 70, 20, 0.9)])
+    cells = drawn(two, (100, 120))
+    upper = cells.labels[50, 70]
+    assert len(cells) == 2 and (cells.labels[50, 52:89] == upper).all()
+    hidden = joined([disc(50, 50, 20, 0.9), disc(50, 52, 19, 0.5)])
+    assert len(drawn(hidden, (100, 120))) == 1
+
+
+def test_a_cell_at_the_border_is_a_cell():
+    cells = drawn(joined([disc(0, 50, 20), disc(99, 119, 20)]), (100, 120))
+    assert len(cells) == 2 and cells.labels.shape == (100, 120)
+    assert len(drawn(disc(0, 0, 5)[:0], (4, 7))) == 0
+
+
+def test_moving_and_scaling_keep_pixels_in_place():
+    cell = disc(10, 20, 8).scaled(np.array([2.0, 2.0]))
+    assert cell.centre.tolist() == [[20.5, 40.5]] and cell.reach[0, 0] == 16
+    assert disc(10, 20, 8).moved((3, 4)).centre.tolist() == [[13, 24]]
+
+
+def test_it_finds_what_was_drawn(found, smear):
+    assert abs(len(found["rbc"]) - smear.counts["rbc"]) <= 0.1 * smear.counts["rbc"]
+    assert abs(len(found["wbc"]) - smear.counts["wbc"]) <= 1
+    for cell, cells in found.items():
+        assert cells.labels.shape == smear.image.shape[:2]
+        assert np.unique(cells.labels[cells.labels > 0]).tolist() == list(range(1, len(cells) + 1))
+        assert cell in CELLS
+
+
+def test_the_middles_lie_in_true_cells(found, smear):
+    row, col = np.rint(found["rbc"].centre).astype(int).T
+    assert smear.masks["rbc"][row, col].mean() > 0.95
+
+
+def test_tiles_change_nothing(finder, smear, found, monkeypatch):
+    monkeypatch.setattr(stars_module, "WHOLE", 1000)
+    monkeypatch.setattr(stars_module, "TILE", 352)
+    tiled = finder(smear.image)
+    for cell in ("rbc", "wbc"):
+        assert len(tiled[cell]) == len(found[cell])
+        assert np.abs(tiled[cell].centre - found[cell].centre).max() < 2
+
+
+def test_twice_the_size_with_half_the_zoom_is_the_same(finder, smear, found):
+    large = np.kron(smear.image, np.ones((2, 2, 1), np.uint8))
+    cells = finder(large, finder.zoom / 2)
+    assert len(cells["rbc"]) == len(found["rbc"])
+    assert np.abs(cells["rbc"].radius / found["rbc"].radius - 2).max() < 0.2
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (150, 170)])
+def test_nothing_is_found_where_nothing_is(finder, level, shape):
+    empty = finder(np.full((*shape, 3), level, np.uint8))
+    assert [len(empty[cell]) for cell in CELLS] == [0, 0, 0]
+    assert empty["rbc"].labels.shape == shape
+
+
+def test_noise_is_no_cell(finder):
+    grain = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    assert sum(map(len, finder(grain).values())) <= 2
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
+)
+def test_what_is_no_picture_is_refused(finder, image):
+    with pytest.raises(InputError, match="uint8"):
+        finder(image)
+
+
+def test_an_impossible_zoom_is_refused(finder, smear):
+    for zoom in (0, -1, np.nan, np.inf):
+        with pytest.raises(SettingsError, match="zoom"):
+            finder(smear.image, zoom)
+
+
+def test_a_damaged_model_is_refused(tmp_path):
+    with pytest.raises(IntegrityError, match="no star model"):
+        load_stars(tmp_path / "absent")
+    folder = shutil.copytree(STARS, tmp_path / "mine")
+    with open(folder / "weights_best.h5", "r+b") as file:
+        file.seek(5000)
+        file.write(b"damage")
+    with pytest.raises(IntegrityError, match="damaged"):
+        load_stars(folder)
+
+
+def test_a_copy_of_the_model_is_the_model(tmp_path, found, smear, capsys):
+    mine = load_stars(shutil.copytree(STARS, tmp_path / "mine"))
+    assert mine.weights == str(tmp_path / "mine")
+    assert len(mine(smear.image)["rbc"]) == len(found["rbc"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_card_says_what_it_learnt_from():
+    card = json.loads((STARS / "card.json").read_text())
+    assert set(card["thresholds"]) == set(CELLS)
+    held_out = {"Im037_0", "Im045_0", "Im053_1"}
+    assert not held_out & set(card["data"]["images"]["rbc"])
+    assert not set(card["validation"]["images"]) & set(card["data"]["images"]["rbc"])
