@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from backends import numbers_elsewhere, write_numbers
+from small import small, small_network
 
 from bloodcount import training as module
 from bloodcount.data import DataSet, Smear, image_path, names, read_smear, write_dataset
@@ -46,26 +47,6 @@ def training(folder, runs, *what, settings=SMOKE, **options) -> Training:
     "A training on the synthetic smears of a folder."
     settings = changed(settings, "paths", runs=Path(folder) / runs)
     return Training(settings, DataSet(Path(folder) / "data"), *(what or ("rbc",)), **options)
-
-
-def small(outputs=("mask", "edge"), size=None) -> keras.Model:
-    "A network of a few weights with DO-U-Net's margin, for what does not depend on its size."
-    layers = keras.layers
-    image = keras.Input((size, size, 3))
-    x = layers.Conv2D(4, 3, padding="same")(layers.Cropping2D(44)(image))
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    heads = [layers.Conv2D(1, 1, activation="sigmoid", name=name)(x) for name in outputs]
-    return keras.Model(image, heads)
-
-
-@contextlib.contextmanager
-def small_network():
-    whole = MODELS["do_unet"]
-    MODELS["do_unet"] = dataclasses.replace(whole, build=small)
-    try:
-        yield
-    finally:
-        MODELS["do_unet"] = whole
 
 
 @pytest.fixture
@@ -473,7 +454,8 @@ def killed(folder: Path, where: str, number: int) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, whole):
+@pytest.mark.usefixtures("light")
+def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, straight):
     at = training(folder, "killed")
     checkpoint = at.folder / "checkpoint.npz"
     killed(folder, "step", 3)
@@ -485,11 +467,11 @@ def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, whole):
     assert (state.stage, state.epoch) == (1, 1) and len(rows(at.folder)) == 3
     assert len(list(at.folder.glob(".checkpoint.*"))) == 1  # Half of the fourth epoch
     made = train(at)
-    pd.testing.assert_frame_equal(rows(made), rows(whole.made), check_exact=True)
-    assert sha256(made / "weights.npz") == sha256(whole.made / "weights.npz")
+    pd.testing.assert_frame_equal(rows(made), rows(straight), check_exact=True)
+    assert sha256(made / "weights.npz") == sha256(straight / "weights.npz")
     assert sorted(path.name for path in made.iterdir()) == KEPT
     for key in ("key", "weights_sha256", "epochs", "images", "validation", "settings"):
-        assert read_card(made)[key] == read_card(whole.made)[key], key
+        assert read_card(made)[key] == read_card(straight)[key], key
 
 
 def load_is_refused(made: Path) -> bool:
@@ -503,7 +485,8 @@ def die() -> None:
 
 
 def die_in_a_step(folder: str, number: int) -> None:
-    train(training(folder, "killed"), Deadly(number, die))
+    with small_network():
+        train(training(folder, "killed"), Deadly(number, die))
 
 
 def die_in_a_write(folder: str, number: int) -> None:
@@ -518,7 +501,8 @@ def die_in_a_write(folder: str, number: int) -> None:
             die()
 
     np.savez = savez
-    train(training(folder, "killed"))
+    with small_network():
+        train(training(folder, "killed"))
 
 
 # Seeds, faults
@@ -871,10 +855,9 @@ def steps_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def trained_here(folder: Path, runs: str) -> dict[str, np.ndarray]:
-    "A white cells' DO-U-Net after its training, and a small one after two stages."
+    "A small network of two outputs after two stages, and one of one output."
     with small_network():
-        made = {"small": train(training(folder, runs))}
-    made["wbc"] = train(training(folder, runs, "wbc"))
+        made = {"small": train(training(folder, runs)), "wbc": train(training(folder, runs, "wbc"))}
     return {
         f"trained {name} {column}": rows(folder)[column].to_numpy()
         for name, folder in made.items()
