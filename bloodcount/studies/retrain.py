@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'STEPS', 'Part', 'trainings', 'models_folder', 'step_job', 'open_steps', 'seconds_per_step', 'steps_left',
-           'plan_text', 'keep_model', 'train_networks', 'retrain', 'times_text', 'publish_networks']
+           'plan_text', 'training_text', 'scores_text', 'keep_model', 'train_networks', 'retrain', 'times_text',
+           'publish_networks']
 
 # %% ../../nbs/studies/24_retrain.ipynb #82f72c53
 import dataclasses
@@ -171,6 +172,34 @@ def plan_text(chosen: list["Training"]) -> str:
     table = tabulate(rows, head, "simple", disable_numparse=True)
     more = ", and what was never measured here" if unknown else ""
     return f"{table}\nTrainings: about {total:.0f} minutes{more}; then tuning, scores and tables."
+
+# %% ../../nbs/studies/24_retrain.ipynb #d4f859d6
+def training_text(training: "Training") -> str:
+    "What a training will do, a line for each stage."
+    from bloodcount.training import sides
+
+    recipe, _, batches = training.chosen
+    said = f"{training.network} for {training.cell} by recipe {training.recipe}, profile {training.settings.profile}, seed {training.seed}"
+    lines = [f"{said}, on {training.data.title}; in {training.folder}"]
+    if training.start and not (training.start.folder / "card.json").exists():
+        lines = [training_text(training.start), *lines]
+    for stage, epochs in zip(recipe.stages, recipe.epochs):
+        learnt, judged = sides(training, stage)
+        lines.append(
+            f"  {stage}: {len(learnt)} images, {epochs} epochs of {recipe.steps} steps of {batches.batch} chips; "
+            f"validation images: {len(judged)}"
+        )
+    return "\n".join(lines)
+
+# %% ../../nbs/studies/24_retrain.ipynb #8cff5751
+def scores_text(folder: Path) -> str:
+    "The scores of a trained model on the test images, as a terminal shows them."
+    scores = pd.read_csv(folder / "scores.csv")
+    wanted = scores["quantity"].isin(["dice", "iou_50", "accuracy", "count_accuracy", "f1_50"])
+    columns = ["table", "cell", "method", "quantity", "value", "paper"]
+    shown = scores.loc[wanted & (scores["images"] == "test"), columns]
+    rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
+    return tabulate(rows, columns, "simple", floatfmt=".4g")
 
 # %% ../../nbs/studies/24_retrain.ipynb #36994231
 def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where it went, in words
