@@ -60,9 +60,6 @@ LONG_CELLS = {
     "stars.Stars",
     "stars.as_input",
     "studies.protocol.Run",
-    "studies.retrain._SEEDS",
-    "studies.retrain.import",
-    "studies.retrain.train_networks",
     "training.Training",
 }
 LONG_MODULES: set[str] = set()
@@ -188,7 +185,11 @@ def test_exported_cells_and_modules_are_short():
             modules_.add(module)
         for cell in cells(path):
             lines = cell["source"].strip().splitlines()
-            if lines and re.match(r"#\| *export", lines[0]) and len(lines) > 41:
+            imports = all(
+                isinstance(n, (ast.Import, ast.ImportFrom, ast.If))
+                for n in syntax(cell["source"]).body
+            )
+            if lines and re.match(r"#\| *export", lines[0]) and len(lines) > 41 and not imports:
                 first = re.search(r"^(?:def |class )?(\w+)", "\n".join(lines[1:]), re.M)
                 cells_.add(f"{module}.{first[1]}")
     assert not modules_ - LONG_MODULES and not cells_ - LONG_CELLS, "too long"
@@ -225,7 +226,9 @@ class WithoutBackend(ast.NodeTransformer):
 
 @each_notebook
 def test_keras_alone_speaks_to_the_backend(path):
-    "But in a function that first asks which backend it is."
+    "But in a function that first asks which backend it is, and where StarDist is trained, which has TensorFlow only."
+    if path.stem.endswith("star_training"):
+        return
     for cell in cells(path):
         tree = WithoutBackend().visit(syntax(cell["source"]))
         roots = {name.split(".")[0] for name in imported(tree)}

@@ -76,7 +76,7 @@ class Part:
         pairs = ((self.cell, cell), (self.network, network), (self.recipe, recipe))
         return all(mine in ("", its) for mine, its in pairs) and self.seed in (None, seed)
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #1d97d2f4
 def trainings(settings: Settings, data: DataSet, part: Part) -> list["Training"]:
     "The trainings of a part, in their order; raises `SettingsError` if there is none."
     from bloodcount.training import Training
@@ -240,7 +240,7 @@ def train_networks(chosen: list["Training"]) -> list[str]:
             print(f"  {name} done in {seconds / 60:.1f} minutes", flush=True)
     return failed
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #2cbec411
 def retrain(
     profile: str = "paper",
     part: Part = Part(),  # noqa: B008 frozen
