@@ -12,7 +12,8 @@ def small(outputs=("mask", "edge"), size=None, crop: int = 44) -> keras.Model:
     image = keras.Input((size, size, 3))
     x = layers.Conv2D(4, 3, padding="same")(layers.Cropping2D(crop)(image) if crop else image)
     x = layers.ReLU()(BatchNormalization()(x))
-    heads = [layers.Conv2D(1, 1, activation="sigmoid", name=name)(x) for name in outputs]
+    head = {"activation": "sigmoid", "dtype": "float32"}
+    heads = [layers.Conv2D(1, 1, name=name, **head)(x) for name in outputs]
     return keras.Model(image, heads)
 
 
