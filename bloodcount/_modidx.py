@@ -1177,6 +1177,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'bloodcount/studies/results.py'),
                                             'bloodcount.studies.results.tile_results': ( 'studies/results.html#tile_results',
                                                                                          'bloodcount/studies/results.py'),
+                                            'bloodcount.studies.results.typed': ( 'studies/results.html#typed',
+                                                                                  'bloodcount/studies/results.py'),
                                             'bloodcount.studies.results.value_of': ( 'studies/results.html#value_of',
                                                                                      'bloodcount/studies/results.py'),
                                             'bloodcount.studies.results.write_results': ( 'studies/results.html#write_results',

@@ -36,7 +36,7 @@ SECTION = "\n[count.{cell}.blobs]\nsource = mask\nmin_area = 20\nsmooth = 1.5\n"
 # What goes through COUNTERS has the new one: every cell type, a model's own folder, names and colours.
 TRY = """
 from bloodcount.counting import COUNTERS, count
-from bloodcount.drawing import COLOURS, METHOD_TITLES
+from bloodcount.drawing import METHOD_COLOURS, METHOD_TITLES
 from bloodcount.segmentation import truth_maps
 from bloodcount.settings import PROJECT, load_settings
 from bloodcount.studies.protocol import Run
@@ -48,7 +48,7 @@ for cell in ("rbc", "wbc", "plt"):
     found = count(truth_maps(smear, cell), counting, "blobs")
     assert abs(len(found) - smear.counts[cell]) <= 1, cell
     assert "blobs" in Run(settings, None, "bloodcount", 0, PROJECT).how(cell).count, cell
-assert COUNTERS.keys() == METHOD_TITLES.keys() == COLOURS.keys()
+assert COUNTERS.keys() == METHOD_TITLES.keys() == METHOD_COLOURS.keys()
 print(PROJECT)
 """
 
@@ -78,14 +78,14 @@ def copy(tmp_path) -> Path:
 def test_add_a_counter(copy):
     steps = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a counter")[2].split("\n##")[0]
     named = re.findall(r"`(nbs/\S+?\.ipynb|settings\.ini)`", steps)
-    assert {"METHODS", "COUNTERS", "METHOD_TITLES", "COLOURS"} <= set(re.findall(r"`(\w+)`", steps))
+    assert {"METHODS", "COUNTERS", "METHOD_TITLES", "METHOD_COLOURS"} <= set(re.findall(r"`(\w+)`", steps))
     settings, ini, counting, drawing = (copy / name for name in named)
     edit(settings, r"^(METHODS = \{)", r'\1"blobs": Blobs, ', before=PARAMETERS)
     with open(ini, "a", encoding="utf-8") as file:
         file.writelines(SECTION.format(cell=cell) for cell in CELLS)
     edit(counting, r"^(COUNTERS\b.*= \{\n)", r'\1    "blobs": blobs,\n', before=COUNTER)
     edit(drawing, r"^(METHOD_TITLES = \{)", r'\1"blobs": "blobs", ')
-    edit(drawing, r"^(COLOURS\b.*= \{)", r'\1"blobs": "#000000", ')
+    edit(drawing, r"^(METHOD_COLOURS\b.*= \{)", r'\1"blobs": "#000000", ')
     subprocess.run([BIN / "nbdev-export"], cwd=copy, check=True, capture_output=True)
     done = subprocess.run(
         [sys.executable, "-c", TRY], cwd=copy, capture_output=True, text=True,

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import replacing, write_text
 from ..settings import PROJECT
 from .claims import claims_table, headline_table
-from .results import RESULTS, TRUTH_TITLES, table_of
+from .results import RESULTS, TRUTH_TITLES, table_of, typed
 from bloodcount.studies.runner import (
     PAPER_NOTEBOOKS,
     declared_outputs,
@@ -65,12 +65,9 @@ _BEYOND = {  # What the paper leaves out
     "table_baseline_pixels": ("08_baselines", "Baselines: background everywhere"),
     "table_baseline_counts": ("08_baselines", "Baselines: a constant, and the area of the mask"),
     "table_colour": ("10_colour", "Colour: the largest drift of the counts"),
-    "figure_colour_rbc": ("10_colour", "Colour: red cells"),
-    "figure_colour_wbc": ("10_colour", "Colour: white cells"),
-    "figure_colour_plt": ("10_colour", "Colour: platelets"),
+    "figure_colour": ("10_colour", "Colour: drift of the counts"),
     "table_magnification": ("11_magnification", "Magnification: counts of rescaled images"),
-    "figure_magnification": ("11_magnification", "Magnification: the default method"),
-    "figure_magnification_cht": ("11_magnification", "Magnification: CHT"),
+    "figure_magnification": ("11_magnification", "Magnification: count accuracy over the scale"),
     "table_errata": ("12_errata", "Errata: the paper and its data"),
 }
 
@@ -160,6 +157,7 @@ SUMMARIES: dict[str, tuple[str, str, Callable[[pd.DataFrame], pd.DataFrame]]] = 
 def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
     "Write the tables that are made of the numbers of all notebooks."
     source = about.partition(". ")[0]
+    results = typed(results)
     for name, (_, caption, make) in SUMMARIES.items():
         write_table(figures / name, make(results), caption, source)
 
@@ -272,7 +270,7 @@ def with_headline(text: str, results: pd.DataFrame) -> str:
 def write_headline(results: pd.DataFrame) -> None:
     "Renew the table at the top of README.md."
     readme = PROJECT / "README.md"
-    write_text(readme, with_headline(readme.read_text(encoding="utf-8"), results))
+    write_text(readme, with_headline(readme.read_text(encoding="utf-8"), typed(results)))
 
 
 def write_lists() -> None:

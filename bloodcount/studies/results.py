@@ -6,7 +6,7 @@
 __all__ = ['RESULTS', 'TRUTH', 'MAIN_TRUTH', 'TRUTH_TITLES', 'CHOSEN', 'TABLE_II', 'AUTHORS_SEGNET', 'table_of', 'published',
            'long_form', 'value_of', 'joined', 'network_title', 'run_title', 'images_title', 'count_results',
            'instance_results', 'pooled_dice', 'pixel_results', 'network_results', 'segnet_counts', 'segnet_results',
-           'tile_results', 'sweep_threshold', 'write_results', 'counts_with_truth']
+           'tile_results', 'sweep_threshold', 'write_results', 'typed', 'counts_with_truth']
 
 # %% ../../nbs/studies/01_results.ipynb #2662d82e
 import dataclasses
@@ -344,6 +344,15 @@ def write_results(
     results = joined(run, frames)
     write_text(run.folder / name, results.round(6).to_csv(index=False, lineterminator="\n"))
     return results
+
+# %% ../../nbs/studies/01_results.ipynb #0b01024e
+def typed(
+    results: pd.DataFrame,  # As read from a file: all text
+) -> pd.DataFrame:  # Texts as texts, numbers as numbers
+    "Results as they were before they were written."
+    numbers = ("level", "n", "value", "paper")
+    texts = results.drop(columns=list(numbers)).fillna("").astype(str)
+    return texts.join(results[list(numbers)].apply(pd.to_numeric))[RESULTS]
 
 # %% ../../nbs/studies/01_results.ipynb #654de87f
 def counts_with_truth(
