@@ -7,9 +7,8 @@ __all__ = ['app', 'data', 'Profile', 'OneCell', 'DEFAULT_WEIGHTS', 'Paths', 'Out
            'Methods', 'Page', 'Border', 'PixelSize', 'Overlays', 'Roi', 'Geojson', 'Coco', 'AsJson', 'Pool',
            'Overwrite', 'Jobs', 'Dask', 'Only', 'Publish', 'OfPart', 'SweptNotebook', 'Grid', 'Workers', 'SweepOut',
            'OneSentence', 'Stopped', 'stoppable', 'bloodcount', 'named_cells', 'named_paths', 'count_command',
-           'named_methods', 'say_results', 'doctor', 'app_command', 'training_plan', 'held_out', 'train', 'tune',
-           'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample', 'reproduce', 'report', 'sweep',
-           'main']
+           'named_methods', 'say_results', 'doctor', 'app_command', 'train', 'tune', 'data_folder', 'data_fetch',
+           'data_check', 'data_authors', 'data_sample', 'reproduce', 'report', 'sweep', 'main']
 
 # %% ../nbs/11_cli.ipynb #4d09b2d9
 import errno
@@ -47,7 +46,6 @@ from bloodcount.settings import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bloodcount.training import Training
 
 # %% ../nbs/11_cli.ipynb #e456119b
 class OneSentence(TyperGroup):
@@ -318,37 +316,6 @@ def app_command(
 
     serve(folder, out or folder / "counted", port, show)
 
-# %% ../nbs/11_cli.ipynb #e84e3045
-def training_plan(training: "Training") -> str:
-    "What a training will do, a line for each stage."
-    from bloodcount.training import sides
-
-    recipe, _, batches = training.chosen
-    said = f"{training.network} for {training.cell} by recipe {training.recipe}, profile {training.settings.profile}, seed {training.seed}"
-    lines = [f"{said}, on {training.data.title}; in {training.folder}"]
-    if training.start and not (training.start.folder / "card.json").exists():
-        lines = [training_plan(training.start), *lines]
-    for stage, epochs in zip(recipe.stages, recipe.epochs):
-        learnt, judged = sides(training, stage)
-        lines.append(
-            f"  {stage}: {len(learnt)} images, {epochs} epochs of {recipe.steps} steps of {batches.batch} chips; "
-            f"validation images: {len(judged)}"
-        )
-    return "\n".join(lines)
-
-# %% ../nbs/11_cli.ipynb #84abb824
-def held_out(scores: "pd.DataFrame") -> str:  # scores: of a scores.csv
-    "The scores of a trained model on the test images, as a terminal shows them."
-    from tabulate import tabulate
-
-    wanted = scores["quantity"].isin(["dice", "iou_50", "accuracy", "count_accuracy", "f1_50"])
-    shown = scores.loc[
-        wanted & (scores["images"] == "test"),
-        ["table", "cell", "method", "quantity", "value", "paper"],
-    ]
-    rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
-    return tabulate(rows, [*shown], "simple", floatfmt=".4g")
-
 # %% ../nbs/11_cli.ipynb #40224153
 @app.command()
 def train(
@@ -371,6 +338,7 @@ def train(
     cell = known_name("--cell", cell, CELLS)
     network = known_name("--network", network, settings.train)
     recipe = known_name("--recipe", recipe, settings.recipe[cell])
+    from bloodcount.studies import retrain as studies
     from bloodcount.studies.protocol import run_data
 
     data = run_data(settings)
@@ -378,15 +346,13 @@ def train(
     from bloodcount.training import Training
 
     training = Training(settings, data, cell, network, recipe, seed)
-    print(training_plan(training), flush=True)
+    print(studies.training_text(training), flush=True)
     try:
         folder = train_model(settings, data, cell, network, recipe, seed)
     except KeyboardInterrupt:
         kept = f"Interrupted: the epochs so far are kept in {training.folder.parent}; the same command goes on."
         raise KeyboardInterrupt(kept) from None
-    import pandas as pd
-
-    print(f"{folder}\n\nOn the test images:\n{held_out(pd.read_csv(folder / 'scores.csv'))}")
+    print(f"{folder}\n\nOn the test images:\n{studies.scores_text(folder)}")
 
 # %% ../nbs/11_cli.ipynb #87729204
 @app.command()

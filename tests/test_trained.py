@@ -4,6 +4,7 @@ import dataclasses
 
 import pandas as pd
 import pytest
+from small import small_network
 
 from bloodcount import segmentation
 from bloodcount.drawing import METHOD_TITLES
@@ -11,6 +12,12 @@ from bloodcount.errors import InputError
 from bloodcount.models import read_counting, write_counting
 from bloodcount.settings import load_settings
 from bloodcount.studies import protocol, training
+
+
+@pytest.fixture(autouse=True)
+def small_networks():
+    with small_network("do_unet"), small_network("segnet"):
+        yield
 
 
 @pytest.fixture

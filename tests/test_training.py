@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from backends import numbers_elsewhere, write_numbers
+from small import small, small_network
 
 from bloodcount import training as module
 from bloodcount.data import DataSet, Smear, image_path, names, read_smear, write_dataset
@@ -48,26 +49,6 @@ def training(folder, runs, *what, settings=SMOKE, **options) -> Training:
     return Training(settings, DataSet(Path(folder) / "data"), *(what or ("rbc",)), **options)
 
 
-def small(outputs=("mask", "edge"), size=None) -> keras.Model:
-    "A network of a few weights with DO-U-Net's margin, for what does not depend on its size."
-    layers = keras.layers
-    image = keras.Input((size, size, 3))
-    x = layers.Conv2D(4, 3, padding="same")(layers.Cropping2D(44)(image))
-    x = layers.ReLU()(layers.BatchNormalization()(x))
-    heads = [layers.Conv2D(1, 1, activation="sigmoid", name=name)(x) for name in outputs]
-    return keras.Model(image, heads)
-
-
-@contextlib.contextmanager
-def small_network():
-    whole = MODELS["do_unet"]
-    MODELS["do_unet"] = dataclasses.replace(whole, build=small)
-    try:
-        yield
-    finally:
-        MODELS["do_unet"] = whole
-
-
 @pytest.fixture
 def light():
     with small_network():
@@ -77,7 +58,7 @@ def light():
 @pytest.fixture(scope="module", autouse=True)
 def few_validation_chips():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "VALIDATION_CHIPS", 8)
+        patch.setattr(module, "VALIDATION_CHIPS", 8)
         yield
 
 
@@ -289,8 +270,8 @@ def test_cells_are_pasted_where_edges_are_learnt(folder, monkeypatch, cell, reci
         assert number == round(at.chosen[1].paste * len(smear.polygons["rbc"])) > 0
         return real(smear, number, *arguments)
 
-    real = training.paste_cells
-    monkeypatch.setattr(training, "paste_cells", paste)
+    real = module.paste_cells
+    monkeypatch.setattr(module, "paste_cells", paste)
     at = training(folder, "runs", cell, recipe=recipe)
     for stage in range(len(at.chosen[0].stages)):
         source = Source(at, stage)
@@ -311,14 +292,14 @@ def test_white_cells_are_drawn_anew_each_epoch(folder, monkeypatch, cell, recipe
         images[smear.name in source.learnt].append(real(smear, number, rng).image)
         return real(smear, 1, rng)
 
-    real = training.draw_white_cells
-    monkeypatch.setattr(training, "draw_white_cells", draw)
+    real = module.draw_white_cells
+    monkeypatch.setattr(module, "draw_white_cells", draw)
     at = training(folder, "runs", cell, recipe=recipe)
     source = Source(at, 0)
     list(islice(source.batches(0), 2 * at.chosen[0].steps))
     for _ in range(2):
         source.validation()
-    assert len(source.learnt) <= training.DRAWN_INTO and len(images[True]) == 2 * drawn_into
+    assert len(source.learnt) <= module.DRAWN_INTO and len(images[True]) == 2 * drawn_into
     assert len({image.tobytes() for image in images[True]}) == 2 * drawn_into
     judged = {image.tobytes() for image in images[False]}
     assert len(judged) == drawn_into * len(source.judged) == len(images[False]) / 2
@@ -390,7 +371,7 @@ class Record:
 def whole(folder) -> Record:
     "A red cells' network, trained in two stages without interruption."
     at, epochs, read = training(folder, "whole"), [], set()
-    write, smear = training.write_checkpoint, training.read_smear
+    write, smear = module.write_checkpoint, module.read_smear
 
     def watched(path, *arguments):
         write(path, *arguments)
@@ -401,8 +382,8 @@ def whole(folder) -> Record:
         return smear(data, name, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "write_checkpoint", watched)
-        patch.setattr(training, "read_smear", reads)
+        patch.setattr(module, "write_checkpoint", watched)
+        patch.setattr(module, "read_smear", reads)
         return Record(at, train(at), epochs, read)
 
 
@@ -473,7 +454,8 @@ def killed(folder: Path, where: str, number: int) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, whole):
+@pytest.mark.usefixtures("light")
+def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, straight):
     at = training(folder, "killed")
     checkpoint = at.folder / "checkpoint.npz"
     killed(folder, "step", 3)
@@ -485,11 +467,11 @@ def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, whole):
     assert (state.stage, state.epoch) == (1, 1) and len(rows(at.folder)) == 3
     assert len(list(at.folder.glob(".checkpoint.*"))) == 1  # Half of the fourth epoch
     made = train(at)
-    pd.testing.assert_frame_equal(rows(made), rows(whole.made), check_exact=True)
-    assert sha256(made / "weights.npz") == sha256(whole.made / "weights.npz")
+    pd.testing.assert_frame_equal(rows(made), rows(straight), check_exact=True)
+    assert sha256(made / "weights.npz") == sha256(straight / "weights.npz")
     assert sorted(path.name for path in made.iterdir()) == KEPT
     for key in ("key", "weights_sha256", "epochs", "images", "validation", "settings"):
-        assert read_card(made)[key] == read_card(whole.made)[key], key
+        assert read_card(made)[key] == read_card(straight)[key], key
 
 
 def load_is_refused(made: Path) -> bool:
@@ -503,7 +485,8 @@ def die() -> None:
 
 
 def die_in_a_step(folder: str, number: int) -> None:
-    train(training(folder, "killed"), Deadly(number, die))
+    with small_network():
+        train(training(folder, "killed"), Deadly(number, die))
 
 
 def die_in_a_write(folder: str, number: int) -> None:
@@ -518,7 +501,8 @@ def die_in_a_write(folder: str, number: int) -> None:
             die()
 
     np.savez = savez
-    train(training(folder, "killed"))
+    with small_network():
+        train(training(folder, "killed"))
 
 
 # Seeds, faults
@@ -551,14 +535,14 @@ def test_a_network_with_one_output(folder):
 @pytest.mark.usefixtures("light")
 def test_goes_on_with_the_network_of_another_recipe(folder, straight, monkeypatch):
     at, began = training(folder, "goes on", recipe="refined"), []
-    real = training.prepare
+    real = module.prepare
 
     def prepares(model, training, stage):
         if training.recipe == "refined":
             began.append([np.asarray(w) for w in model.weights])
         real(model, training, stage)
 
-    monkeypatch.setattr(training, "prepare", prepares)
+    monkeypatch.setattr(module, "prepare", prepares)
     made = train(at)
     before = at.start.folder
     assert sha256(before / "weights.npz") == sha256(straight / "weights.npz")
@@ -603,7 +587,7 @@ def spoil_a_batch(monkeypatch):
 
 def spoil_the_weights(monkeypatch):
     "Its losses are numbers, but what Adam makes of the last one is not."
-    real, left = training._Keeper.on_train_batch_end, [2]
+    real, left = module._Keeper.on_train_batch_end, [2]
 
     def ends(self, batch, logs=None):
         real(self, batch, logs)
@@ -612,7 +596,7 @@ def spoil_the_weights(monkeypatch):
             kernel = self.model.weights[0]
             kernel.assign(np.full(kernel.shape, np.nan, np.float32))
 
-    monkeypatch.setattr(training._Keeper, "on_train_batch_end", ends)
+    monkeypatch.setattr(module._Keeper, "on_train_batch_end", ends)
 
 
 @pytest.mark.parametrize(
@@ -693,7 +677,7 @@ def test_other_settings_never_go_on_from_a_checkpoint(stopped):
 
 def test_what_is_done_is_not_done_again(straight, folder, monkeypatch):
     at, before = training(folder, "straight"), state_of(straight)
-    monkeypatch.setattr(training, "build", None)
+    monkeypatch.setattr(module, "build", None)
     assert train(at) == straight and state_of(straight) == before
     for other in other_settings(at):
         with pytest.raises(SettingsError, match="other settings or data. Move that folder away"):
@@ -716,7 +700,7 @@ def test_killed_after_the_last_epoch(stopped, straight, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train(stopped)
     assert (stopped.folder / "weights.npz").exists() and load_is_refused(stopped.folder)
-    monkeypatch.setattr(training, "_learn", None)
+    monkeypatch.setattr(module, "_learn", None)
     assert sha256(train(stopped) / "weights.npz") == sha256(straight / "weights.npz")
     assert sorted(path.name for path in stopped.folder.iterdir()) == KEPT
 
@@ -871,10 +855,9 @@ def steps_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def trained_here(folder: Path, runs: str) -> dict[str, np.ndarray]:
-    "A white cells' DO-U-Net after its training, and a small one after two stages."
+    "A small network of two outputs after two stages, and one of one output."
     with small_network():
-        made = {"small": train(training(folder, runs))}
-    made["wbc"] = train(training(folder, runs, "wbc"))
+        made = {"small": train(training(folder, runs)), "wbc": train(training(folder, runs, "wbc"))}
     return {
         f"trained {name} {column}": rows(folder)[column].to_numpy()
         for name, folder in made.items()
@@ -900,7 +883,7 @@ def test_trains_and_maps_alike_on_the_other_backend(folder):
 
 if __name__ == "__main__":
     place, *what = sys.argv[1:]
-    training.VALIDATION_CHIPS = 8
+    module.VALIDATION_CHIPS = 8
     if what:
         {"step": die_in_a_step, "write": die_in_a_write}[what[0]](place, int(what[1]))
     else:

@@ -153,7 +153,7 @@ SUMMARIES: dict[str, tuple[str, str, Callable[[pd.DataFrame], pd.DataFrame]]] = 
     ),
 }
 
-
+# %% ../../nbs/studies/22_page.ipynb #1e639a78
 def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
     "Write the tables that are made of the numbers of all notebooks."
     source = about.partition(". ")[0]
@@ -183,7 +183,7 @@ def _anchor(title: str) -> str:
     "How GitHub names the place of a heading."
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
-
+# %% ../../nbs/studies/22_page.ipynb #232f12ac
 def results_page(
     figures: Path,
     about: str,  # Profile and data, in Markdown
@@ -248,7 +248,7 @@ def notebook_list(
                 lines.append(f"| {link} | {told[1] if told else ''} |")
     return "\n".join(lines) + "\n"
 
-
+# %% ../../nbs/studies/22_page.ipynb #56a0f129
 def filled(text: str, name: str, block: str) -> str:
     "A text with what stands between the comments <!-- name --> and <!-- /name --> replaced."
     between = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)

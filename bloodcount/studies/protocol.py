@@ -46,6 +46,7 @@ from bloodcount.segmentation import (
 )
 from ..settings import PROJECT, Counting, Settings, load_settings
 from ..source import code_digest, digest
+from .parameters import check_injected
 from ..synthetic import sample_smears
 
 # %% ../../nbs/studies/00_protocol.ipynb #503d048e
@@ -131,7 +132,8 @@ def start(
     weights: str = "bloodcount",  # One of COMPARED, or the folder of a trained model
     seed: int = 0,
 ) -> Run:
-    "Begin a paper notebook; raises `SettingsError` or `InputError`."
+    "Begin a paper notebook; raises `SettingsError`, also for a mistyped parameter, or `InputError`."
+    check_injected()
     settings = load_settings(profile)
     if weights not in COMPARED and read_card(Path(weights)) is None:
         raise SettingsError(

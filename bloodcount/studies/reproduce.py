@@ -15,7 +15,6 @@ from pathlib import Path
 
 import nbformat
 
-from ..cache import environment
 from ..data import DataSet
 from ..errors import InputError, SettingsError, hint
 from ..fetch import authors, packaged
@@ -38,6 +37,7 @@ from bloodcount.studies.runner import (
     code_cells,
     declared_outputs,
     is_done,
+    made_by,
     notebooks,
     read_notebook,
     run,
@@ -154,16 +154,17 @@ def notebook_job(reproduction: Reproduction, name: str) -> Job:
     check_parameters(source, parameters, name)
     code = code_cells(source)
     inputs = data.fingerprint, packaged(), _files_read(reproduction), _settings_read(settings)
-    made_by = code, declared_outputs(source), _code(), environment()["versions"]
+    everything, versions = made_by()
+    depends = code, declared_outputs(source), _code(), versions
     about = {
         "data": {"title": data.title, "fingerprint": data.fingerprint},
         "weights": _weights(reproduction),
     }
     return Job(
-        name, nbformat.writes(source), parameters, digest(parameters, inputs, made_by),
+        name, nbformat.writes(source), parameters, digest(parameters, inputs, depends),
         reproduction.figures, reproduction.folder / f"{name}.ipynb",
         reproduction.figures / "provenance" / f"{name}.json",
-        code_digest(), settings.reproduce.timeout, about, environment_of(reproduction.models),
+        everything, settings.reproduce.timeout, about, environment_of(reproduction.models),
     )  # fmt: skip
 
 # %% ../../nbs/studies/23_reproduce.ipynb #c6e548af

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'STEPS', 'Part', 'trainings', 'models_folder', 'step_job', 'open_steps', 'seconds_per_step', 'steps_left',
-           'plan_text', 'keep_model', 'train_networks', 'retrain', 'times_text', 'publish_networks']
+           'plan_text', 'training_text', 'scores_text', 'keep_model', 'train_networks', 'retrain', 'times_text',
+           'publish_networks']
 
 # %% ../../nbs/studies/24_retrain.ipynb #82f72c53
 import dataclasses
@@ -19,14 +20,13 @@ import nbformat
 import pandas as pd
 from tabulate import tabulate
 
-from ..cache import environment
 from ..data import DataSet
 from ..errors import InputError, RunError, SettingsError
 from ..fetch import authors
 from ..files import copy_file, read_card, sha256, writable
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
-from ..source import code_digest, digest
+from ..source import digest
 from .parameters import check_parameters
 from .protocol import SEGNET_MASKS, run_data
 from bloodcount.studies.reproduce import (
@@ -42,6 +42,7 @@ from bloodcount.studies.runner import (
     Job,
     code_cells,
     is_done,
+    made_by,
     read_notebook,
     read_provenance,
     run,
@@ -75,7 +76,7 @@ class Part:
         pairs = ((self.cell, cell), (self.network, network), (self.recipe, recipe))
         return all(mine in ("", its) for mine, its in pairs) and self.seed in (None, seed)
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #1d97d2f4
 def trainings(settings: Settings, data: DataSet, part: Part) -> list["Training"]:
     "The trainings of a part, in their order; raises `SettingsError` if there is none."
     from bloodcount.training import Training
@@ -114,13 +115,11 @@ def step_job(training: "Training", notebook: str) -> Job:
     weights = training.folder / "weights.npz"
     learnt = sha256(weights) if notebook == "tune" and weights.exists() else ""
     depends = training.key, learnt, parameters, code_cells(source)
-    key = digest(
-        depends, code_digest(), environment()["versions"], dataclasses.asdict(settings.evaluate)
-    )
+    key = digest(depends, made_by(), dataclasses.asdict(settings.evaluate))
     about = {"data": {"title": data.title, "fingerprint": data.fingerprint}}
     files = place / notebook, place / f"{notebook}.ipynb", place / f"{notebook}.json"
     return Job(
-        notebook, nbformat.writes(source), parameters, key, *files, code_digest(),
+        notebook, nbformat.writes(source), parameters, key, *files, made_by()[0],
         max(settings.reproduce.timeout, 30 * 86400), about, environment_of(models),
     )  # fmt: skip
 
@@ -174,6 +173,34 @@ def plan_text(chosen: list["Training"]) -> str:
     more = ", and what was never measured here" if unknown else ""
     return f"{table}\nTrainings: about {total:.0f} minutes{more}; then tuning, scores and tables."
 
+# %% ../../nbs/studies/24_retrain.ipynb #d4f859d6
+def training_text(training: "Training") -> str:
+    "What a training will do, a line for each stage."
+    from bloodcount.training import sides
+
+    recipe, _, batches = training.chosen
+    said = f"{training.network} for {training.cell} by recipe {training.recipe}, profile {training.settings.profile}, seed {training.seed}"
+    lines = [f"{said}, on {training.data.title}; in {training.folder}"]
+    if training.start and not (training.start.folder / "card.json").exists():
+        lines = [training_text(training.start), *lines]
+    for stage, epochs in zip(recipe.stages, recipe.epochs):
+        learnt, judged = sides(training, stage)
+        lines.append(
+            f"  {stage}: {len(learnt)} images, {epochs} epochs of {recipe.steps} steps of {batches.batch} chips; "
+            f"validation images: {len(judged)}"
+        )
+    return "\n".join(lines)
+
+# %% ../../nbs/studies/24_retrain.ipynb #8cff5751
+def scores_text(folder: Path) -> str:
+    "The scores of a trained model on the test images, as a terminal shows them."
+    scores = pd.read_csv(folder / "scores.csv")
+    wanted = scores["quantity"].isin(["dice", "iou_50", "accuracy", "count_accuracy", "f1_50"])
+    columns = ["table", "cell", "method", "quantity", "value", "paper"]
+    shown = scores.loc[wanted & (scores["images"] == "test"), columns]
+    rows = shown.astype(object).where(shown.notna(), "").to_numpy().tolist()
+    return tabulate(rows, columns, "simple", floatfmt=".4g")
+
 # %% ../../nbs/studies/24_retrain.ipynb #36994231
 def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where it went, in words
     "Put a trained and tuned network where the tables of this run look for it; raises `RunError`."
@@ -213,7 +240,7 @@ def train_networks(chosen: list["Training"]) -> list[str]:
             print(f"  {name} done in {seconds / 60:.1f} minutes", flush=True)
     return failed
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #2cbec411
 def retrain(
     profile: str = "paper",
     part: Part = Part(),  # noqa: B008 frozen
