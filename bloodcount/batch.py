@@ -124,7 +124,7 @@ def plain_text(text: str) -> str:
     "A text that no spreadsheet takes for a formula."
     return one_line(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
-
+# %% ../nbs/10_batch.ipynb #8fea229e
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     "A table as CSV in UTF-8, its texts safe to open in a spreadsheet; raises `RunError`."
     texts = table.select_dtypes(include=["object", "str"])
@@ -279,7 +279,7 @@ def _order(record: dict) -> tuple:
     row = record["row"]
     return row["image"], row["page"] or "", CELLS.index(row["cell"]), row["method"], row["settings"]
 
-
+# %% ../nbs/10_batch.ipynb #751882fb
 def _cells_of(records: Sequence[dict]) -> pd.DataFrame:
     parts = [
         pd.DataFrame(record["cells"]).assign(
@@ -312,7 +312,7 @@ def write_overlay(path: Path, result: Result) -> None:
         options = {"quality": 88} if path.suffix == ".jpg" else {"compress_level": 3}
         Image.fromarray(result.overlay()).save(part, **options)
 
-
+# %% ../nbs/10_batch.ipynb #6f337cd6
 def _earlier(store: Store, image: str, result: Result, stem: str) -> dict:
     "Cells of the other types, of the same bytes and settings."
     found = {}
@@ -362,7 +362,7 @@ def write_result(
             table.insert(0, "id", [f"{stem}-{row['cell']}-{label}" for label in table["label"]])
         store.keep(image, row, table, files)
 
-
+# %% ../nbs/10_batch.ipynb #cdb2a664
 @contextlib.contextmanager
 def _refused(path: Path) -> Iterator[None]:
     try:

@@ -46,7 +46,6 @@ from bloodcount.settings import (
 if TYPE_CHECKING:
     import pandas as pd
 
-
 # %% ../nbs/11_cli.ipynb #e456119b
 class OneSentence(TyperGroup):
     "Commands whose errors are one line on stderr."
@@ -181,6 +180,8 @@ Methods = Annotated[
 Page = Annotated[
     str, typer.Option(help="Which of a file with several, from 1; rgb: three grey planes are one.")
 ]
+
+# %% ../nbs/11_cli.ipynb #7bfb957e
 Border = Annotated[
     str, typer.Option(help="Cells that the border cuts: include, exclude, or count-two-sides.")
 ]
@@ -268,7 +269,7 @@ def named_methods(names: Sequence[str]) -> list[str]:
     found = [known_name("--method", name, ["all", *METHODS]) for name in asked]
     return list(METHODS)[:4] if "all" in found else found or [""]
 
-
+# %% ../nbs/11_cli.ipynb #a2c5bcd0
 def say_results(counts: "pd.DataFrame", out: Path, pool: str, as_json: bool) -> None:
     "Print the last table, or JSON; ends in exit code 1 if some images failed."
     from bloodcount import results

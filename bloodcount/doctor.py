@@ -32,7 +32,7 @@ _FEATURES = (
 )
 Finding = tuple[str, bool]  # A sentence, and whether all is well
 
-
+# %% ../nbs/11_doctor.ipynb #baf00aa5
 def _versions() -> Iterator[Finding]:
     yield (
         f"bloodcount {__version__}, Python {platform.python_version()}, {platform.platform()}",
@@ -82,7 +82,7 @@ def _backend() -> Iterator[Finding]:
         True,
     )
 
-
+# %% ../nbs/11_doctor.ipynb #72cd385f
 def _self_test() -> Iterator[Finding]:
     from bloodcount.picture import count
     from bloodcount.synthetic import synthetic_smear

@@ -105,7 +105,7 @@ def _imagej(shape: Polygon | MultiPolygon, name: str, colour: bytes) -> roifile.
     roi.stroke_color = colour
     return roi
 
-
+# %% ../nbs/10_exports.ipynb #b5922795
 def write_rois(path: Path, cells: Mapping[str, Cells]) -> None:
     "All cells as ImageJ's RoiSet.zip, named as `rbc-12`: cell type and label."
     found = []
@@ -145,7 +145,7 @@ def _coco_region(shape: Polygon | MultiPolygon, region: np.ndarray) -> list | di
     runs = np.diff(np.concatenate([[0], ends, [region.size]]))
     return {"counts": runs.tolist(), "size": list(region.shape)}
 
-
+# %% ../nbs/10_exports.ipynb #fb89b701
 def write_coco(
     path: Path,
     name: str,  # Of the image file

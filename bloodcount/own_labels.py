@@ -132,7 +132,7 @@ def read_labels(
         return planes(imagej(path, cell_of(cell)), shape)
     return {cell_of(cell): _label_image(path, shape)}
 
-
+# %% ../nbs/11_own_labels.ipynb #c41eec95
 def _json(path: Path, image: str | None) -> list[Outline]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

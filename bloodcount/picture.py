@@ -44,7 +44,7 @@ from .source import digest
 # %% ../nbs/10_picture.ipynb #f56ed241
 STARS = "stardist"  # The network that is no key of bloodcount.networks.MODELS
 
-
+# %% ../nbs/10_picture.ipynb #771035f3
 @dataclass(frozen=True)
 class Plan:
     "What to count and how; raises `SettingsError` for wrong names."
@@ -72,7 +72,7 @@ class Plan:
 # %% ../nbs/10_picture.ipynb #ae1cbfbc
 Finder = Callable[[np.ndarray], Mapping[str, Cells]]
 
-
+# %% ../nbs/10_picture.ipynb #06a6009a
 @dataclass(frozen=True)
 class LazyFinder:
     "The networks of a plan, loaded when the first image comes; raises what `load_finder` raises."
@@ -150,7 +150,7 @@ def _about(cell: str, weights: str, method: str, profile: str) -> dict[str, str]
         "settings": made,
     }
 
-
+# %% ../nbs/10_picture.ipynb #c7de4dea
 @functools.cache
 def _about_stars(weights: str) -> dict[str, str]:
     from bloodcount import stars
@@ -181,7 +181,7 @@ def _network(plan: Plan) -> str:
     card = read_card(Path(plan.weights))
     return card["network"] if card else ""
 
-
+# %% ../nbs/10_picture.ipynb #013f347c
 def about(finder: Any, cell: str) -> dict[str, str]:
     "Network, weights, checksum and method by which a finder counts a cell type."
     if hasattr(finder, "about"):
@@ -253,7 +253,7 @@ def _hear(message: Warning, category: type, *where: Any, **more: Any) -> None:
 
 _shown_before = warnings.showwarning
 
-
+# %% ../nbs/10_picture.ipynb #e1e08ee0
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     "Send each warning to the thread that it comes from, for as long as pictures are counted."
@@ -269,7 +269,7 @@ SIDE, MARGIN = 4096, 256  # Of a block and around it, px
 BYTES_PER_PIXEL = 75  # What mapping and counting a pixel needs at the most, measured
 Tell = Callable[[int, int], None]  # Called with blocks done and blocks in all
 
-
+# %% ../nbs/10_picture.ipynb #415cdea2
 def in_blocks(
     finder: Finder,
     image: np.ndarray,  # (H, W, 3) uint8 RGB
@@ -293,7 +293,7 @@ def in_blocks(
 # %% ../nbs/10_picture.ipynb #e52c1c03
 _SLACK = 8  # How far a centre may lie outside of its block, px: two blocks may see it at slightly other places
 
-
+# %% ../nbs/10_picture.ipynb #3fcee1c8
 @dataclass
 class _Joined:
     labels: np.ndarray  # (H, W) int32 of the whole image
@@ -409,7 +409,7 @@ def count_source(
         row["warnings"] = " ".join(sentence for sentence in told if sentence not in row["reason"])
     return result
 
-
+# %% ../nbs/10_picture.ipynb #366035d3
 def why(name: str, error: BaseException) -> str:
     "One sentence on why a picture could not be counted."
     if isinstance(error, BloodcountError):

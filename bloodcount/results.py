@@ -78,7 +78,7 @@ def touching(
     found = np.unique(labels[rim & inside[1:-1, 1:-1]])
     return found[found > 0]
 
-
+# %% ../nbs/10_results.ipynb #f418e9fa
 def pick(
     cells: Cells,
     keep: np.ndarray,  # (n,) bool
@@ -152,7 +152,7 @@ FOUND = [
 _WHOLE = ("count", "border_cells", "width", "height")
 _REAL = ("count_low", "count_high", "scale", "cell_diameter", "pixel_size")
 
-
+# %% ../nbs/10_results.ipynb #0b95ba61
 def as_counts(rows: list[dict]) -> pd.DataFrame:
     "Rows as a table with the columns COUNTS; whole numbers may be missing."
     table = pd.DataFrame(rows, columns=COUNTS)
@@ -229,7 +229,7 @@ _SHOWN = {
     "cell_diameter": "diameter, px", "status": "status",
 }  # fmt: skip
 
-
+# %% ../nbs/10_results.ipynb #6bbdb4ee
 def as_html(
     result: Result,
     width: int = 900,  # Of the picture, px
@@ -269,7 +269,7 @@ def pool_of(
         ) from None
     return "other" if found is None else (found.groups() or (found.group(),))[0] or "other"
 
-
+# %% ../nbs/10_results.ipynb #fe046fb2
 def totals(
     counts: pd.DataFrame,  # Columns COUNTS
     pool: str = "",  # As in `pool_of`
@@ -386,7 +386,7 @@ def total_lines(
         )
     return "\n".join(lines)
 
-
+# %% ../nbs/10_results.ipynb #bf6c8366
 def summary(counts: pd.DataFrame, pool: str = "", width: int = 100) -> str:
     "What the screen shows at the end of a run."
     return "\n\n".join(filter(None, [image_table(counts, width=width), total_lines(counts, pool)]))

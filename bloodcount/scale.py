@@ -64,7 +64,7 @@ def usual_diameter(red: Stars) -> float:
     half = np.searchsorted(np.cumsum(red.area[order]), red.area.sum() / 2)
     return float(red.diameter[order[half]])
 
-
+# %% ../nbs/11_scale.ipynb #dbf7a89b
 def look(finder: StarFinder, image: np.ndarray, zoom: float) -> Look:
     "Find red cells at one size of the image."
     stars = finder.find(image, zoom)
@@ -101,7 +101,7 @@ def is_clear(seen: Look, known: float) -> bool:  # known: diameter in the pictur
     near = 1 / CLEAR < seen.diameter * seen.zoom / known < CLEAR
     return near and seen.cells >= MANY and seen.worth > COVERED and seen.score > TRUSTED
 
-
+# %% ../nbs/11_scale.ipynb #0a500916
 def best_look(finder: StarFinder, image: np.ndarray) -> Look:
     "The first clear look at an image, else the best one."
     sizes = [z for z in SIZES if min(image.shape[:2]) * z >= FEWEST] or [1.0]
@@ -132,7 +132,7 @@ def _doubt(last: Look, known: float, expected: float | None) -> str:
         )
     return ""
 
-
+# %% ../nbs/11_scale.ipynb #63c4688e
 def find_scale(
     finder: StarFinder,
     image: np.ndarray,  # (H, W, 3) uint8 RGB

@@ -34,7 +34,7 @@ Change = Callable[[StarChip, np.random.Generator], None]
 # %% ../nbs/11_star_chips.ipynb #45a7f663
 NEAR, FAR = (0.75, 1.35), (0.4, 2.4)
 
-
+# %% ../nbs/11_star_chips.ipynb #a45954ec
 def cut_chip(
     truth: StarTruth,
     centre: tuple[float, float],  # Row and column, px of the truth
@@ -72,7 +72,7 @@ def cut_chip(
 # %% ../nbs/11_star_chips.ipynb #0bb27cce
 SHARES = {RED: 1.0, WHITE: 0.5, PLATELET: 1.2}  # How often a pasted cell is of each kind
 
-
+# %% ../nbs/11_star_chips.ipynb #ad6bf29d
 class _Table:
     "The cells of a chip that can be copied, and those that others can be laid over."
 
@@ -131,7 +131,7 @@ def _largest_parts(chip: StarChip, table: _Table, cells: list[int]) -> None:
         sliver = stats[best, cv2.CC_STAT_AREA] < 0.1 * table.area[number]
         labels[inside & ((parts != best) | sliver)] = 0
 
-
+# %% ../nbs/11_star_chips.ipynb #9e489bcf
 def overlap(chip: StarChip, rng: np.random.Generator) -> None:
     "Copy up to eight cells onto or beside others."
     table = _Table(chip)
@@ -213,7 +213,7 @@ def uneven_light(chip: StarChip, rng: np.random.Generator) -> None:
     field = 1 + 0.15 * (a * row + b * col) + 0.1 * (c * row * col + d * row**2 + e * col**2)
     chip.image = chip.image * field[..., None]
 
-
+# %% ../nbs/11_star_chips.ipynb #15014dce
 def blur(chip: StarChip, rng: np.random.Generator) -> None:
     "Out of focus, by a Gaussian of 0.4 to 1.8 px."
     chip.image = cv2.GaussianBlur(chip.image, (0, 0), rng.uniform(0.4, 1.8))
@@ -250,7 +250,7 @@ def dirt(chip: StarChip, rng: np.random.Generator) -> None:
             chip.image * (1 - speck) + np.clip(level * tint, 0, 1).astype(np.float32) * speck
         )
 
-
+# %% ../nbs/11_star_chips.ipynb #8823a303
 def margin(chip: StarChip, rng: np.random.Generator) -> None:
     "One side covered, or all that is outside a large circle."
     side = len(chip.image)
@@ -285,7 +285,7 @@ CHANGES: dict[Change, float] = {  # In this order, each with the share of chips 
     jpeg: 0.25,
 }
 
-
+# %% ../nbs/11_star_chips.ipynb #9fa5426b
 def changed(
     chip: StarChip, rng: np.random.Generator, changes: dict[Change, float] = CHANGES
 ) -> StarChip:  # The same chip
@@ -329,7 +329,7 @@ def places(
             )
     return found
 
-
+# %% ../nbs/11_star_chips.ipynb #f70c117b
 def draw_chip(
     truths: list[StarTruth],
     at: list[dict[int, np.ndarray]],  # Of each truth, its `places`

@@ -54,7 +54,7 @@ RAYS, WIDTH, DEPTH, AFTER = 32, 32, 3, 64
 KIND_WEIGHTS = 0.5, 1.0, 1.5, 5.0  # Background, red cells, white cells, platelets
 LOSS_WEIGHTS = 1.0, 0.15, 0.5  # Depth, reach (px), kinds
 
-
+# %% ../nbs/11_star_training.ipynb #e2ee2bc4
 def star_network(
     folder: Path | None = None,  # Of the model; nothing is written if None
 ) -> Any:  # stardist.models.StarDist2D
@@ -79,7 +79,7 @@ def star_network(
         finally:
             csbdeep.internals.blocks.BatchNormalization = slow
 
-
+# %% ../nbs/11_star_training.ipynb #77f9af00
 def in_units(model: Any, unit: float) -> None:
     "Let the reach come out in units of that many px more, or of fewer again."
     head = model.keras_model.get_layer("dist")
@@ -115,7 +115,7 @@ def _compiled(model: Any, schedule: StarSchedule) -> Any:  # The Keras model
     model.keras_model.compile(optimizer, loss=model.keras_model.loss, loss_weights=weights)
     return model.keras_model
 
-
+# %% ../nbs/11_star_training.ipynb #38277076
 def _dataset(truths: Sequence[StarTruth], schedule: StarSchedule, optimizer: Any) -> Any:
     "The batches as TensorFlow takes them; a training that goes on draws others."
     import tensorflow as tf
@@ -131,7 +131,7 @@ def _dataset(truths: Sequence[StarTruth], schedule: StarSchedule, optimizer: Any
         output_signature=(chip, tuple(answers)),
     ).prefetch(3)
 
-
+# %% ../nbs/11_star_training.ipynb #dfa2ef64
 def train_stars(
     truths: Sequence[StarTruth],
     folder: str | Path,  # Of the new model; a training that was stopped goes on
@@ -173,7 +173,7 @@ def train_stars(
 # %% ../nbs/11_star_training.ipynb #b6fc080f
 IOU = {"rbc": 0.5, "wbc": 0.5, "plt": 0.3}  # Least overlap of a found cell with a true one
 
-
+# %% ../nbs/11_star_training.ipynb #d5fbcef1
 def best_threshold(
     finder: StarFinder,
     truths: Sequence[StarTruth],  # With every cell of the type labelled
@@ -199,7 +199,7 @@ def best_threshold(
     best = max(scores, key=scores.get)
     return best, scores[best]
 
-
+# %% ../nbs/11_star_training.ipynb #de8b0615
 def _labels(stars: Any, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarray:
     "Found cells as a label image, without those that lie mostly where nothing is known."
     from bloodcount.stars import drawn

@@ -45,7 +45,7 @@ class StarTruth:
         present = present[present > 0]
         return present[self.kinds[present] == kind]
 
-
+# %% ../nbs/11_star_truth.ipynb #7922e2c5
 class _Canvas:
     "A label image while cells are drawn into it."
 
@@ -109,7 +109,7 @@ def _solidity(contour: np.ndarray) -> tuple[float, float]:
     area = cv2.contourArea(contour) + rim
     return area, area / (cv2.contourArea(cv2.convexHull(contour)) + rim)
 
-
+# %% ../nbs/11_star_truth.ipynb #87a1dbf1
 def _draw_lone(canvas: _Canvas, mask: np.ndarray) -> None:
     usual = np.pi * DIAMETER**2 / 4
     edge = canvas.labels.shape
@@ -125,7 +125,7 @@ def _draw_lone(canvas: _Canvas, mask: np.ndarray) -> None:
         else:
             canvas.unknown[where] |= inside
 
-
+# %% ../nbs/11_star_truth.ipynb #1883efd7
 def red_diameter(
     smear: Smear,
 ) -> float | None:  # px of the smear; None if no red cell stands alone
@@ -159,7 +159,7 @@ def _cut_at_necks(mask: np.ndarray, count: int, radius: float) -> np.ndarray:
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return watershed(-depth, seeds, mask=mask)
 
-
+# %% ../nbs/11_star_truth.ipynb #3e24493f
 def _nearest_pair(parts: list[np.ndarray], whose: list[int], radius: float) -> tuple | None:
     "Two parts of different components to be joined: less than a radius apart, no larger than a cell."
     pairs = [
@@ -172,7 +172,7 @@ def _nearest_pair(parts: list[np.ndarray], whose: list[int], radius: float) -> t
     gap, a, b = min(pairs, default=(np.inf, 0, 0))
     return (a, b) if gap < radius else None
 
-
+# %% ../nbs/11_star_truth.ipynb #f743f91f
 def parted(
     mask: np.ndarray,  # Of white cells, (H, W) bool
     count: int,  # How many there are
@@ -282,7 +282,7 @@ def star_truth(
         smear.name, image, canvas.labels, np.array(canvas.kinds), zoom, frozenset(whole)
     )
 
-
+# %% ../nbs/11_star_truth.ipynb #909a0ec2
 def _shrunk(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=cv2.INTER_AREA) > 0.5
 

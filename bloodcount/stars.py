@@ -73,7 +73,7 @@ class Stars:
         "Of the discs of equal area."
         return 2 * np.sqrt(self.area / np.pi)
 
-
+# %% ../nbs/11_stars.ipynb #d837921f
 def joined(parts: list[Stars]) -> Stars:
     "Several lots of polygons as one."
     return Stars(
@@ -148,7 +148,7 @@ def drawn(
     labels[gone[labels]] = 0
     return cells_from_labels(labels, score=stars.score[order])
 
-
+# %% ../nbs/11_stars.ipynb #9f44d3fb
 def _share_inside(stars: Stars, shape: tuple[int, int]) -> np.ndarray:
     "Of each polygon's bounding box, the share within the image, (n,)."
     corners = stars.outlines
@@ -167,7 +167,6 @@ def as_input(
 
 WHOLE = 2_200_000  # px of the largest picture that is seen in one piece
 TILE, MARGIN, STEP = 1440, 96, 16  # px: side of a tile, what it shares, the network's pooling
-
 # One picture at a time: a network takes all cores by itself.
 _LOOKING = threading.Lock()
 
@@ -178,7 +177,7 @@ def _plan(shape: tuple[int, int]) -> Plan:
         return plan_tiles(shape, -(-max(shape) // STEP) * STEP, 0, STEP)
     return plan_tiles(shape, TILE, MARGIN, STEP)
 
-
+# %% ../nbs/11_stars.ipynb #09f4bb18
 @dataclass(frozen=True)
 class StarFinder:
     "A trained star network; calling it finds the cells of an image."
@@ -249,7 +248,7 @@ def hushed() -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
 
-
+# %% ../nbs/11_stars.ipynb #abcf5d27
 def star_card(
     folder: Path,  # Of a trained star model
 ) -> dict:
@@ -268,7 +267,7 @@ def star_card(
         )
     return card
 
-
+# %% ../nbs/11_stars.ipynb #8041c559
 def load_stars(
     folder: str | Path | None = None,  # Of a trained star model; the shipped one if None
     precision: str = "float32",  # Or "mixed_bfloat16": half the time on a processor that has it
