@@ -170,7 +170,7 @@ def as_input(
 
 
 WHOLE = 2_200_000  # px of the largest picture that is seen in one piece
-TILE, MARGIN, STEP = 1440, 96, 16  # px: side of a tile, what it shares, the network's pooling
+TILE, MARGIN, STEP = 1440, 112, 16  # px: side of a tile, what it shares, the network's pooling
 
 # One picture at a time: a network takes all cores by itself.
 _LOOKING = threading.Lock()

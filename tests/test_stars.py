@@ -131,7 +131,8 @@ def test_tiles_change_nothing(finder, smear, found, monkeypatch):
     for cell in ("rbc", "wbc"):
         away = np.linalg.norm(tiled[cell].centre[:, None] - found[cell].centre, axis=-1)
         assert abs(len(tiled[cell]) - len(found[cell])) <= 1
-        assert (away.min(axis=0) > 4).sum() <= 1
+        within = (np.abs(found[cell].centre - [240, 320]) < [180, 260]).all(axis=1)
+        assert (away.min(axis=0)[within] > 4).sum() <= 1
 
 
 def test_twice_the_size_with_half_the_zoom_is_the_same(finder, smear, found):
