@@ -57,12 +57,13 @@ class Look:
 
 
 def usual_diameter(red: Stars) -> float:
-    "The diameter such that smaller cells make up half the area of all, px; NaN without cells."
+    "The median diameter, px, without specks; NaN without cells."
     if not len(red):
         return np.nan
     order = np.argsort(red.area)
     half = np.searchsorted(np.cumsum(red.area[order]), red.area.sum() / 2)
-    return float(red.diameter[order[half]])
+    width = red.diameter
+    return float(np.median(width[width > width[order[half]] / 2]))
 
 # %% ../nbs/11_scale.ipynb #dbf7a89b
 def look(finder: StarFinder, image: np.ndarray, zoom: float) -> Look:
