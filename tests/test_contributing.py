@@ -78,7 +78,9 @@ def copy(tmp_path) -> Path:
 def test_add_a_counter(copy):
     steps = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a counter")[2].split("\n##")[0]
     named = re.findall(r"`(nbs/\S+?\.ipynb|settings\.ini)`", steps)
-    assert {"METHODS", "COUNTERS", "METHOD_TITLES", "METHOD_COLOURS"} <= set(re.findall(r"`(\w+)`", steps))
+    assert {"METHODS", "COUNTERS", "METHOD_TITLES", "METHOD_COLOURS"} <= set(
+        re.findall(r"`(\w+)`", steps)
+    )
     settings, ini, counting, drawing = (copy / name for name in named)
     edit(settings, r"^(METHODS = \{)", r'\1"blobs": Blobs, ', before=PARAMETERS)
     with open(ini, "a", encoding="utf-8") as file:
