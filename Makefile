@@ -9,7 +9,7 @@ PYTHON ?= python3.11 python3 python3.13 python3.12
 WORKERS ?= 2
 READY := $(VENV)/ready
 
-.PHONY: help setup reproduce test lab export lock clean
+.PHONY: help setup reproduce test lab export docs lock clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ export: $(READY)  ## Format and clean the notebooks, write bloodcount/ and the l
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 	$(BIN)/python -c "from bloodcount.studies.page import write_lists; write_lists()"
+
+docs: $(READY)  ## Build the site, docs/_build/html/index.html, from the notebooks and the docstrings
+	$(BIN)/python docs/build.py
 
 lock: | $(BIN)/uv  ## Write requirements.lock from pyproject.toml; UPGRADE=1 takes newer versions
 	$(BIN)/uv pip compile pyproject.toml --extra dev --output-file requirements.lock \

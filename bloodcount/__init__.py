@@ -10,8 +10,11 @@ __version__ = "0.1.0"
 # What `import bloodcount as bc` offers, and the module that it comes from; loaded when it is first asked for.
 _DOOR = {
     "COUNTERS": "counting",
+    "count": "picture",
+    "count_folder": "batch",
     "load_model": "models",
     "read_image": "images",
+    "show": "drawing",
     "synthetic_smear": "synthetic",
 }
 __all__ = sorted(_DOOR)

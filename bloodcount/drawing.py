@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['CELL_TITLES', 'NETWORK_TITLES', 'METHOD_TITLES', 'METHOD_COLOURS', 'CELL_COLOURS', 'LINE_COLOURS', 'MARKERS', 'WIDTH',
-           'STYLE', 'number', 'outlines', 'overlay']
+           'STYLE', 'number', 'outlines', 'overlay', 'show']
 
 # %% ../nbs/09_drawing.ipynb #2337737a
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from .counting import Cells
 
@@ -123,3 +125,13 @@ def overlay(
                 cv2.circle(drawn, place, thick + 1, (255, 255, 255), -1, cv2.LINE_AA)
                 cv2.circle(drawn, place, thick, rgb, -1, cv2.LINE_AA)
     return drawn
+
+# %% ../nbs/09_drawing.ipynb #15813828
+def show(
+    picture: np.ndarray | Any,  # (H, W, 3) uint8 RGB, or a result of `bloodcount.count`
+    cells: Cells
+    | Mapping[str, Cells]
+    | None = None,  # Of one type, or by cell type; those of the result if None
+) -> Image.Image:  # Which a notebook shows
+    "An image with its cells drawn on it."
+    return Image.fromarray(picture.overlay() if cells is None else overlay(picture, cells))

@@ -60,7 +60,7 @@ def compiled(
 
     return by_keras
 
-
+# %% ../nbs/04_engines.ipynb #b1462652
 def _by_openvino(model: Any) -> Predict:
     import openvino
 

@@ -130,7 +130,7 @@ def _checked(
         raise InputError(f"{name}: some pixels are negative; pass values from 0 on.")
     return pixels
 
-
+# %% ../nbs/01_images.ipynb #4f6ac563
 def _too_large(name: str, pixels: int) -> str:
     return f"{name}: {pixels / 1e6:.0f} megapixels; the limit is {MAX_PIXELS // 10**6}."
 

@@ -32,7 +32,7 @@ def write_counting(folder: Path, counting: Counting) -> None:
     "Keep how a model's maps are counted, beside its weights."
     write_text(folder / "counting.json", counting_text(counting))
 
-
+# %% ../nbs/08_models.ipynb #9290208d
 def read_counting(
     folder: Path,  # Of a model
 ) -> Counting | None:  # None if nothing was tuned for it

@@ -19,7 +19,7 @@ from .settings import CELLS
 _NEAR = 12  # Grey levels within which two pixels have one colour, JPEG's noise included
 _FLAT = 0.97  # Share of a line in one colour, from which on it belongs to a strip
 
-
+# %% ../nbs/09_quality.ipynb #d0882905
 def _strip(
     image: np.ndarray,  # (H, W, 3) uint8
     side: str,  # "top", "bottom", "left" or "right"
@@ -241,6 +241,8 @@ class Rule:
 
 _COLOURED = ("wbc", "plt")  # Cell types that are told by their colour
 _GREY = "a grey image; white cells and platelets need colour"
+
+# %% ../nbs/09_quality.ipynb #a64f5a2c
 RULES = (
     Rule("side", "only {value:.0f} px across; no cell fits in", low=32, blank=CELLS),
     Rule("contrast", "nothing in it stands out", low=10),  # Photographs: 39 to 197

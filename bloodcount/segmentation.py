@@ -127,11 +127,8 @@ class Segmenter:
         "The network, compiled when it is first used."
         return compiled(self.model, self.engine)
 
-    def __call__(
-        self,
-        image: np.ndarray,  # (H, W, 3) uint8 RGB
-    ) -> Maps:
-        "The maps of an image; raises `InputError` for another array, `IntegrityError` if the network yields NaN."
+    def __call__(self, image: np.ndarray) -> Maps:
+        "The maps of an image (H, W, 3) uint8 RGB; raises `InputError` for another array, `IntegrityError` if the network yields NaN."
         from bloodcount.networks import MODELS
 
         check_image(image)

@@ -80,13 +80,9 @@ class Training:
     @property
     def folder(self) -> Path:
         "Where the trained model goes."
-        series = f"{self.settings.profile}-{self.data.kind}"
-        return (
-            self.settings.paths.runs
-            / series
-            / "trained"
-            / f"{self.cell}-{self.network}-{self.recipe}-{self.seed}"
-        )
+        name = f"{self.cell}-{self.network}-{self.recipe}-{self.seed}"
+        kind = f"{self.settings.profile}-{self.data.kind}"
+        return self.settings.paths.runs / kind / "trained" / name
 
     @property
     def key(self) -> str:

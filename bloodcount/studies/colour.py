@@ -146,7 +146,7 @@ def drift_results(
         rows.append(key | {"quantity": "drift"} | changed)
     return long_form(run, rows)
 
-
+# %% ../../nbs/studies/10_colour.ipynb #4a7b4124
 def colour_results(run: Run) -> pd.DataFrame:  # Columns RESULTS; table colour
     "The drift of every network whose weights are there, for every cell type."
     frames = [

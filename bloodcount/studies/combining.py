@@ -170,7 +170,7 @@ def combining_table(
     table = pd.DataFrame(rows)
     return table.loc[:, (table != "").any()] if len(table) else table
 
-
+# %% ../../nbs/studies/13_combining.ipynb #3273b77b
 def _rows_of_truth(run: Run, results: pd.DataFrame, truth: str) -> list[dict[str, str]]:
     part, rows = results[results["table"] == table_of("combining", truth)], []
     benchmark = next(iter(groups(run.data, truth)), "")

@@ -101,7 +101,7 @@ def methods_of(run: Run) -> list[str]:
     "How red cells are counted here: by the network's own method, and by CHT, which the paper uses."
     return list(dict.fromkeys([run.how("rbc").method, "cht"]))
 
-
+# %% ../../nbs/studies/11_magnification.ipynb #833ed7a3
 def magnified_rows(
     run: Run,
     image: np.ndarray,  # (H, W, 3) uint8 RGB, magnified

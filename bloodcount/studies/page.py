@@ -125,7 +125,7 @@ def _agreement_of_counts(results: pd.DataFrame) -> pd.DataFrame:
             frames.append(table)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
-
+# %% ../../nbs/studies/22_page.ipynb #e26eedc7
 # File name -> title, caption, and what makes it of results.csv.
 SUMMARIES: dict[str, tuple[str, str, Callable[[pd.DataFrame], pd.DataFrame]]] = {
     "table_claims": (
@@ -272,7 +272,7 @@ def write_headline(results: pd.DataFrame) -> None:
     readme = PROJECT / "README.md"
     write_text(readme, with_headline(readme.read_text(encoding="utf-8"), typed(results)))
 
-
+# %% ../../nbs/studies/22_page.ipynb #ef16a6b5
 def write_lists() -> None:
     "Renew the list of notebooks in README.md and nbs/index.ipynb."
     readme, index = PROJECT / "README.md", PROJECT / "nbs" / "index.ipynb"

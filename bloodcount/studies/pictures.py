@@ -216,7 +216,7 @@ def schema_of(
 # %% ../../nbs/studies/03_pictures.ipynb #7dbeeae0
 LANE, TITLE, MARGIN, BETWEEN = 0.13, 0.2, 0.1, 0.26  # Inches
 
-
+# %% ../../nbs/studies/03_pictures.ipynb #ef9419a5
 @dataclass(frozen=True)
 class _Grid:
     "Where panels stand, inches from the upper left corner of the figure."

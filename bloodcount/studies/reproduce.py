@@ -130,7 +130,7 @@ def _files_read(reproduction: Reproduction) -> list[str]:
     paths = (path for folder in folders for path in sorted(folder.rglob("*")))
     return [sha256(path) for path in paths if path.suffix in (".csv", ".json", ".png")]
 
-
+# %% ../../nbs/studies/23_reproduce.ipynb #f1509272
 def _weights(reproduction: Reproduction) -> dict[str, dict[str, str]]:
     "SHA-256 of the weights at hand, by their owner and cell type."
     known = {"authors": {cell: packaged()[f"weights/{cell}.h5"] for cell in CELLS}}
@@ -224,7 +224,7 @@ def known_notebooks(only: list[str] | None) -> list[str]:
             raise SettingsError(f"There is no paper notebook {name!r}. {hint(name, notebooks())}")
     return names
 
-
+# %% ../../nbs/studies/23_reproduce.ipynb #49a9e987
 def reproduce(
     profile: str = "paper",
     only: list[str] | None = None,  # Names of paper notebooks; all if None
@@ -246,7 +246,7 @@ def reproduce(
     print(f"\n{len(failed)} failed: {', '.join(failed)}" if failed else "\nAll done.")
     return 1 if failed else 0
 
-
+# %% ../../nbs/studies/23_reproduce.ipynb #b029043d
 def report(profile: str, path: Path) -> None:
     "What a profile has made so far, as one self-contained page; raises `InputError` if that is nothing."
     reproduction = reproductions(profile)[-1]

@@ -100,7 +100,7 @@ def models_folder(settings: Settings, data: DataSet) -> Path:
     "Where the trained networks of the tables are kept, and the tables made from them."
     return settings.paths.runs / f"{settings.profile}-{data.kind}" / "retrained"
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #fb532d16
 def step_job(training: "Training", notebook: str) -> Job:
     "A step of a network, train or tune, as a job of the runner."
     settings, data = training.settings, training.data
@@ -126,7 +126,7 @@ def step_job(training: "Training", notebook: str) -> Job:
 
 STEPS = ("train", "tune")
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #12912ef8
 def open_steps(training: "Training") -> list[str]:
     "The steps of a network that are not done."
     return [step for step in STEPS if not is_done(step_job(training, step))]
@@ -157,7 +157,7 @@ def steps_left(training: "Training") -> int:
     done = len(pd.read_csv(history)) if history.exists() else 0
     return (sum(recipe.epochs) - done) * recipe.steps
 
-
+# %% ../../nbs/studies/24_retrain.ipynb #41a3d156
 def plan_text(chosen: list["Training"]) -> str:
     "What is done, what is to do and how long it takes, a row for each network."
     rows, total, unknown = [], 0.0, False

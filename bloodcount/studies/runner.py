@@ -88,7 +88,7 @@ def made_by() -> tuple[str, dict[str, str]]:
     "The digest of all of bloodcount, and the versions of the libraries under it."
     return code_digest(), environment()["versions"]
 
-
+# %% ../../nbs/studies/20_runner.ipynb #8c3e5bb1
 @dataclasses.dataclass(frozen=True)
 class Job:
     "A notebook with one set of parameters, and where its outputs belong."
@@ -149,7 +149,7 @@ def fault(
     missing = [name for name in declared_outputs(executed) if not (folder / name).exists()]
     return f"it did not write {', '.join(missing)}." if missing else ""
 
-
+# %% ../../nbs/studies/20_runner.ipynb #73a51049
 def _execute(source: Path, target: Path, parameters: dict[str, Any], timeout: int) -> None:
     "Run a notebook with papermill in the folder of its copy; raises `RunError`."
     import papermill
@@ -188,7 +188,7 @@ def run_task(folder: str) -> None:
         return
     write_text(place / "fault.txt", said)
 
-
+# %% ../../nbs/studies/20_runner.ipynb #80d7a7e0
 def _end_with_parent() -> None:
     os.read(0, 1)  # Returns when the other end is closed
     os.kill(os.getpid(), signal.SIGINT)
@@ -225,7 +225,7 @@ def _in_process(
         sys.stderr.write(shown.read() if show else "")
     return _outcome(place, status)
 
-
+# %% ../../nbs/studies/20_runner.ipynb #f423bb19
 def _outcome(place: Path, status: int) -> tuple[str, bool]:
     if (place / "fault.txt").exists():
         said = (place / "fault.txt").read_text(encoding="utf-8")
@@ -270,7 +270,7 @@ def _attempt(job: Job, stop: threading.Event, show: bool) -> tuple[str, bool]:
             copy_file(written / "notebook.ipynb", job.failed)
     return fault, killed
 
-
+# %% ../../nbs/studies/20_runner.ipynb #6c29f4b0
 def _put_into_place(job: Job, written: Path, seconds: float) -> None:
     source = nbformat.reads(job.source, as_version=4)
     checksums = {name: sha256(written / name) for name in declared_outputs(source)}

@@ -62,7 +62,7 @@ class _Yaml(yaml.SafeLoader):
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789"))
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #a7491a0d
 def _parse(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _Yaml)
@@ -181,7 +181,7 @@ def _with_parameters(frame: pd.DataFrame, parameters: Sequence[dict]) -> pd.Data
 def _write_table(path: Path, frame: pd.DataFrame) -> None:
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #37204219
 def write_results(points: Sequence[Job], out: Path) -> None:
     "Join the rows of numbers/results_*.csv of points that are done."
     frames, parameters = [], []
@@ -224,7 +224,7 @@ def write_summary(
     _write_table(out / "summary.csv", frame)
     return frame
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #c10b7452
 def summary_text(
     summary: pd.DataFrame,
     longest: int = 30,  # Points shown
@@ -272,7 +272,7 @@ def sweep(
         raise KeyboardInterrupt(said) from None
     return write_summary(points, ended, out)
 
-
+# %% ../../nbs/studies/21_sweep.ipynb #0c036a81
 def default_out(notebook: str, grid: Path) -> Path:
     "Where a sweep goes without a folder: the same for the same notebook and grid file."
     return load_settings().paths.runs / "sweeps" / f"{Path(notebook).stem}-{grid.stem}"

@@ -121,7 +121,7 @@ def _tune_once(folder: Path, settings: Settings, data: DataSet) -> None:
     if counted and read_counting(folder) is None:
         tune_model(folder, settings, data, TUNED_ON[settings.profile])
 
-
+# %% ../../nbs/studies/06_training.ipynb #44ec7d02
 def train_model(
     settings: Settings,
     data: DataSet,
@@ -161,7 +161,7 @@ def _origin(card: dict) -> str:
         f"{card['device']} ({card['backend']})."
     )
 
-
+# %% ../../nbs/studies/06_training.ipynb #753c69fb
 def _learnt_from(card: dict) -> str:
     "What the model learnt from, for its page."
     stages = (f"Stage `{stage}`: {len(images)} images." for stage, images in card["images"].items())
@@ -223,7 +223,7 @@ def _scored_on(card: dict) -> str:
         f"{tested}."
     )
 
-
+# %% ../../nbs/studies/06_training.ipynb #3c2025b4
 def _counted_by(folder: Path) -> str:
     "Where thresholds and parameters come from, for a model's page."
     counting = read_counting(folder)
@@ -377,7 +377,7 @@ def _trained_as(weights: str, cell: str, recipe: str, seeds: int) -> str:
     ships = ", which ships" if recipe == CHOSEN["do_unet", cell] else ""
     return recipe_title(cell, recipe) + ships + (f", mean of {seeds} seeds" if seeds > 1 else "")
 
-
+# %% ../../nbs/studies/06_training.ipynb #0332809e
 def table_2(
     scores: pd.DataFrame,
 ) -> pd.DataFrame:  # Columns RESULTS in; one row per map and network out; text
