@@ -277,7 +277,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen:
 
 def finish(home: Path, *arguments: str) -> str:
     "The whole run's output."
-    code = start(home, *arguments).wait(timeout=900)
+    code = start(home, *arguments).wait(timeout=2400)
     log = (home / "log").read_text()
     assert code == 0, log
     return log

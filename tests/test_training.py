@@ -212,18 +212,6 @@ def test_a_chip_that_does_not_fit_is_one_sentence(folder, network, size, nearest
         training(folder, "runs", "rbc", network, settings=settings)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "start"),
-    [("best", "best"), ("model_a", "best")],
-)
-def test_a_recipe_goes_on_with_an_earlier_one(folder, recipe, start):
-    settings = changed(SMOKE, f"recipe.rbc.{recipe}", start=start)
-    with pytest.raises(
-        SettingsError, match=rf"\[recipe.rbc.{recipe}\] start = {start}: must be none or"
-    ):
-        training(folder, "runs", recipe=recipe, settings=settings)
-
-
 # Batches
 
 
