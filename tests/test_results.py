@@ -22,3 +22,21 @@ def test_the_pooled_dice_is_that_of_all_pixels_together():
     assert results.pooled_dice(scores, sizes) == pytest.approx(expected)
     nothing = pd.DataFrame([pixel_scores(np.zeros((4, 4)), np.zeros((4, 4)))])
     assert results.pooled_dice(nothing, pd.Series([16])) == 1
+
+
+def test_results_read_back_are_as_they_were(tmp_path):
+    "Parts of several notebooks have the same row numbers; no row may meet another's numbers."
+    keys = {
+        "table": "pixels",
+        "model": "truth",
+        "weights": "none",
+        "cell": "rbc",
+        "profile": "paper",
+    }
+    rows = [keys | {"quantity": "dice", "images": "test", "value": v, "n": 3} for v in (0.5, 0.25)]
+    frame = pd.DataFrame(rows).reindex(columns=results.RESULTS)
+    path = tmp_path / "results.csv"
+    pd.concat([frame.head(1), frame.tail(1).set_axis([0])]).to_csv(path, index=False)
+    read = results.typed(pd.read_csv(path, keep_default_na=False).set_axis([0, 0]))
+    assert read["value"].tolist() == [0.5, 0.25] and read["n"].tolist() == [3, 3]
+    assert read["paper"].isna().all() and (read["condition"] == "").all()

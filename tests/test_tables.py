@@ -147,23 +147,23 @@ def test_report_needs_no_backend():
 
 def results(*rows) -> pd.DataFrame:
     "Long form, of platelets by our SegNet, profile paper."
-    columns = ["table", "method", "quantity", "images", "value"]
-    known = {"model": "segnet", "weights": "bloodcount", "cell": "plt", "paper": np.nan}
-    frame = pd.DataFrame(rows, columns=columns).assign(profile="paper", **known)
-    return frame[RESULTS]
+    columns = ["table", "map", "method", "quantity", "images", "value"]
+    known = {"model": "segnet", "weights": "bloodcount", "recipe": "best", "cell": "plt"}
+    known |= {"condition": "", "level": np.nan, "n": 30, "paper": np.nan, "profile": "paper"}
+    return pd.DataFrame(rows, columns=columns).assign(**known)[RESULTS]
 
 
 def test_agreement_with_one_truth_is_not_shown_as_that_with_another():
     quantities = ("mae", "mape", "bias", "ba_bias", "ba_low", "ba_high", "ccc", "poisson_share")
     rows = [
-        (table, "cht", quantity, "test", value)
-        for table, value in (("S6", 0.25), ("S8", 0.5))
+        (table, "", "cht", quantity, "test", value)
+        for table, value in (("counting_plt_count", 0.25), ("counting_plt_mask_components", 0.5))
         for quantity in quantities
     ]
     assert list(agreement_table(results(*rows))["CCC"]) == ["0.250", "0.500"]
 
 
 def test_no_column_of_pixel_scores_is_empty_and_no_rows_make_no_table():
-    known = [("P1", "", quantity, "test", 0.5) for quantity in ("accuracy", "dice")]
+    known = [("pixels", "mask", "", quantity, "test", 0.5) for quantity in ("accuracy", "dice")]
     assert list(pixel_table(results(*known)))[3:] == ["accuracy", "Dice"]
     assert pixel_table(results()).empty and threshold_table(results()).empty

@@ -110,7 +110,8 @@ def gather_results(
         outputs = declared_outputs(source)
         files += [figures / name for name in outputs if name.startswith("numbers/results_")]
     frames = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
-    results = pd.concat([f for f in frames if len(f)] or [pd.DataFrame(columns=RESULTS)])
+    frames = [f for f in frames if len(f)] or [pd.DataFrame(columns=RESULTS)]
+    results = pd.concat(frames, ignore_index=True)
     write_text(figures / "results.csv", results.to_csv(index=False, lineterminator="\n"))
     return results
 

@@ -350,7 +350,7 @@ def typed(
     results: pd.DataFrame,  # As read from a file: all text
 ) -> pd.DataFrame:  # Texts as texts, numbers as numbers
     "Results as they were before they were written."
-    numbers = ("level", "n", "value", "paper")
+    results, numbers = results.reset_index(drop=True), ("level", "n", "value", "paper")
     texts = results.drop(columns=list(numbers)).fillna("").astype(str)
     return texts.join(results[list(numbers)].apply(pd.to_numeric))[RESULTS]
 
