@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'BORDERS', 'MEASURED', 'IN_UM', 'COUNTS', 'FOUND', 'poisson_interval', 'ratio_interval', 'touching', 'pick',
-           'by_rule', 'cell_table', 'as_counts', 'counted', 'draw', 'Result', 'as_html', 'pool_of', 'totals', 'ratios',
-           'image_table', 'total_lines', 'summary']
+           'by_rule', 'cell_table', 'as_counts', 'counted', 'draw', 'ImageRows', 'Result', 'as_html', 'pool_of',
+           'totals', 'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
 
 # %% ../nbs/11_results.ipynb #144b11ac
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -179,14 +180,11 @@ def draw(
 
 # %% ../nbs/11_results.ipynb #662de0ce
 @dataclass(frozen=True)
-class Result:
-    "An image and the cells found in it, or why there are none."
+class ImageRows:
+    "What counts.csv says of one image."
 
     name: str  # As it was given
     rows: list[dict]  # One a cell type, with the keys of COUNTS
-    image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
-    cells: dict[str, Cells] = field(default_factory=dict)  # By cell type
-    field: np.ndarray | None = None  # (H, W) bool, what could be counted; all if None
 
     @property
     def counts(self) -> dict[str, int | None]:
@@ -203,6 +201,15 @@ class Result:
         "Reasons and warnings, each once."
         said = (row.get(key) for row in self.rows for key in ("reason", "warnings"))
         return list(dict.fromkeys(filter(None, said)))
+
+# %% ../nbs/11_results.ipynb #5b6b53ef
+@dataclass(frozen=True)
+class Result(ImageRows):
+    "An image and the cells found in it, or why there are none."
+
+    image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
+    cells: dict[str, Cells] = field(default_factory=dict)  # By cell type
+    field: np.ndarray | None = None  # (H, W) bool, what could be counted; all if None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -387,6 +394,13 @@ def total_lines(
     return "\n".join(lines)
 
 # %% ../nbs/11_results.ipynb #bf6c8366
+def as_json(counts: pd.DataFrame, pool: str = "") -> str:
+    "The counts, totals and ratios for another program."
+    tables = {"counts": counts, "totals": totals(counts, pool), "ratios": ratios(counts, pool)}
+    told = {name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}
+    return json.dumps(told, indent=1)
+
+
 def summary(counts: pd.DataFrame, pool: str = "", width: int = 100) -> str:
     "What the screen shows at the end of a run."
     return "\n\n".join(filter(None, [image_table(counts, width=width), total_lines(counts, pool)]))
