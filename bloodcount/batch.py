@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'STORE', 'OVERLAYS', 'LABELS', 'CORRECTIONS', 'find_images', 'image_name', 'writing', 'plain_text',
-           'write_csv', 'stem_of', 'small', 'Records', 'Store', 'Output', 'write_overlay', 'write_result', 'Job',
-           'do_job', 'count_files', 'count_plans', 'progress', 'count_folder']
+           'write_csv', 'stem_of', 'small', 'record_folder', 'record_path', 'Records', 'write_record', 'delete_records',
+           'Store', 'Output', 'write_overlay', 'write_result', 'Job', 'do_job', 'count_files', 'count_plans',
+           'progress', 'count_folder']
 
 # %% ../nbs/11_batch.ipynb #131ba835
 import contextlib
@@ -155,6 +156,31 @@ def small(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 # %% ../nbs/11_batch.ipynb #4b891c1f
+def record_folder(
+    out: Path,  # Folder of the results
+    overwrite: bool = False,  # Whatever lies there
+) -> Path:
+    "The folder of the records, made where there is none; raises `RunError` if it cannot be written."
+    folder = out / STORE
+    if (out / "counts.csv").exists() and not folder.exists() and not overwrite:
+        raise RunError(
+            f"{out}: its counts.csv is from another version or program; name another folder, or pass --overwrite to replace it."
+        )
+    writable(out)
+    writable(folder)
+    return folder
+
+
+def record_path(
+    folder: Path,  # Of the records
+    image: str,  # As `image_name` gives it
+    cell: str,
+    settings: str,
+) -> Path:
+    "Where the record of an image lies."
+    return folder / f"of-{digest(image)}-{cell}-{settings}.json"
+
+# %% ../nbs/11_batch.ipynb #82ab01b5
 class Records:
     "The records of a folder of results; raises `RunError` if it cannot be written."
 
@@ -163,29 +189,11 @@ class Records:
         out: Path,
         overwrite: bool = False,  # Forget what the folder holds
     ) -> None:
-        self.out, self.folder = out, out / STORE
-        if (out / "counts.csv").exists() and not self.folder.exists() and not overwrite:
-            raise RunError(
-                f"{out}: its counts.csv is from another version or program; name another folder, or pass --overwrite to replace it."
-            )
-        writable(out)
-        writable(self.folder)
+        self.out, self.folder = out, record_folder(out, overwrite)
         self.lock = filelock.FileLock(self.folder / "lock")
         self._read: dict[str, tuple[Any, dict]] = {}  # Records by file name, with size and time
-        self._merging = (0.0, 0.0)  # When the last merge ended, and how long it took
         if overwrite:
-            self.clear()
-
-    def clear(self) -> None:
-        "Delete the records, and the files that they name."
-        with self.lock:
-            for record in self.records():
-                for file in record["files"]:
-                    (self.out / file).unlink(missing_ok=True)
-            for file in (*self.folder.glob("*.json"), *self.out.glob("c*.csv")):
-                if file.parent == self.folder or file.name in ("counts.csv", "cells.csv"):
-                    file.unlink(missing_ok=True)
-            self._read.clear()
+            delete_records(self)
 
     def records(self) -> list[dict]:
         "All records; each is read once, and again when it has changed."
@@ -201,36 +209,57 @@ class Records:
         self._read = found
         return [record for _, record in found.values()]
 
-    def _path(self, image: str, row: dict) -> Path:
-        return self.folder / f"of-{digest(image)}-{row['cell']}-{row['settings']}.json"
+    def row(self, image: str, cell: str, settings: str) -> dict | None:
+        "The row of an image, if it has one; image: as `image_name` gives it."
+        return _record_at(record_path(self.folder, image, cell, settings)).get("row")
 
-    def row(
-        self,
-        image: str,  # As `image_name` gives it
-        cell: str,
-        settings: str,
-    ) -> dict | None:
-        "The row of an image, if it has one."
-        path = self._path(image, {"cell": cell, "settings": settings})
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["row"]
-        except (OSError, ValueError, KeyError):
-            return None
+# %% ../nbs/11_batch.ipynb #5873abd2
+def _record_at(path: Path) -> dict:
+    "A record; an empty one where there is none to read."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
-    def keep(self, image: str, row: dict, cells: pd.DataFrame | None, files: Sequence[str]) -> None:
-        "Write a record; files that only the record before it named are deleted."
-        path = self._path(image, row)
-        before = _files_of(path)
-        columns = {} if cells is None else {n: c.tolist() for n, c in cells.items()}
-        record = {"image": image, "row": row, "cells": columns, "files": list(files)}
-        with writing(path) as part:
-            part.write_text(json.dumps(record, default=_plain), encoding="utf-8")
-        for file in before - set(files):
-            (self.out / file).unlink(missing_ok=True)
+
+def _plain(value: Any) -> Any:
+    "A NumPy number as JSON has it."
+    return value.item()
+
+# %% ../nbs/11_batch.ipynb #723725f7
+def write_record(
+    records: Records,
+    image: str,  # As `image_name` gives it
+    row: dict,
+    cells: pd.DataFrame | None,  # Columns FOUND, but for those that the row tells
+    files: Sequence[str],  # Below the folder of the results
+) -> None:
+    "Write a record; files that only the record before it named are deleted; raises `RunError`."
+    path = record_path(records.folder, image, row["cell"], row["settings"])
+    before = _record_at(path).get("files", [])
+    columns = {} if cells is None else {n: c.tolist() for n, c in cells.items()}
+    record = {"image": image, "row": row, "cells": columns, "files": list(files)}
+    with writing(path) as part:
+        part.write_text(json.dumps(record, default=_plain), encoding="utf-8")
+    for file in set(before) - set(files):
+        (records.out / file).unlink(missing_ok=True)
+
+
+def delete_records(records: Records) -> None:
+    "Delete the records, the files that they name, and the tables."
+    with records.lock:
+        for record in records.records():
+            for file in record["files"]:
+                (records.out / file).unlink(missing_ok=True)
+        tables = (records.out / name for name in ("counts.csv", "cells.csv"))
+        for file in (*records.folder.glob("*.json"), *tables):
+            file.unlink(missing_ok=True)
 
 # %% ../nbs/11_batch.ipynb #13c1f5cb
 class Store(Records):
     "Records, names for the files of images, and the tables that are made of them all."
+
+    _merging = (0.0, 0.0)  # When the last merge ended, and how long it took
 
     def stems(self, wanted: Mapping[str, str]) -> dict[str, str]:
         "A name for the files of each key, the same in every run; wanted: a path for each key."
@@ -263,23 +292,11 @@ class Store(Records):
         return counts
 
 # %% ../nbs/11_batch.ipynb #cb2c5b99
-def _files_of(record: Path) -> set[str]:
-    try:
-        return set(json.loads(record.read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError):
-        return set()
-
-
-def _plain(value: Any) -> Any:
-    "A NumPy number as JSON has it."
-    return value.item()
-
-
 def _order(record: dict) -> tuple:
     row = record["row"]
     return row["image"], row["page"] or "", CELLS.index(row["cell"]), row["method"], row["settings"]
 
-# %% ../nbs/11_batch.ipynb #751882fb
+
 def _cells_of(records: Sequence[dict]) -> pd.DataFrame:
     parts = [
         pd.DataFrame(record["cells"]).assign(
@@ -360,7 +377,7 @@ def write_result(
                 write_labels(store.out / files[-1], cells.labels, row["pixel_size"])
             table = cell_table(cells, result.field, row["pixel_size"])
             table.insert(0, "id", [f"{stem}-{row['cell']}-{label}" for label in table["label"]])
-        store.keep(image, row, table, files)
+        write_record(store, image, row, table, files)
 
 # %% ../nbs/11_batch.ipynb #cdb2a664
 @contextlib.contextmanager
@@ -405,6 +422,16 @@ def _checksum(path: str) -> str:
         return ""
 
 
+def _jobs_of(paths: Sequence[str], plan: Plan, store: Store, settings: str) -> list[Job]:
+    "A job for each path, each with a name for its files."
+    names = {path: image_name(path, plan.page) for path in paths}
+    stems = store.stems({f"{image} {settings}": path for path, image in names.items()})
+    return [
+        Job(path, image, stems[f"{image} {settings}"], _checksum(path))
+        for path, image in names.items()
+    ]
+
+# %% ../nbs/11_batch.ipynb #ff9ac555
 def _done(store: Store, job: Job, plan: Plan, output: Output, settings: str) -> bool:
     rows = [store.row(job.image, cell, settings) for cell in plan.cells]
     if not job.sha256 or not all(row and row["sha256"] == job.sha256 for row in rows):
@@ -430,12 +457,7 @@ def count_files(
     finder = finder or finder_of(plan)
     settings = settings_name(plan, finder)
     store = Store(output.out, overwrite)
-    names = {path: image_name(path, plan.page) for path in paths}
-    stems = store.stems({f"{image} {settings}": path for path, image in names.items()})
-    all_jobs = [
-        Job(path, image, stems[f"{image} {settings}"], _checksum(path))
-        for path, image in names.items()
-    ]
+    all_jobs = _jobs_of(paths, plan, store, settings)
     todo = [job for job in all_jobs if not _done(store, job, plan, output, settings)]
     bar = progress(len(all_jobs), len(all_jobs) - len(todo))
     try:
@@ -452,13 +474,8 @@ def count_files(
         raise
     finally:
         store.merge()
-    mine = [
-        row
-        for job in all_jobs
-        for cell in plan.cells
-        if (row := store.row(job.image, cell, settings)) is not None
-    ]
-    return as_counts(mine)
+    rows = [store.row(job.image, cell, settings) for job in all_jobs for cell in plan.cells]
+    return as_counts([row for row in rows if row is not None])
 
 # %% ../nbs/11_batch.ipynb #f29bddd7
 def count_plans(
