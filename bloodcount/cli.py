@@ -7,12 +7,12 @@ __all__ = ['app', 'data', 'Profile', 'OneCell', 'DEFAULT_WEIGHTS', 'Paths', 'Out
            'Methods', 'Page', 'Border', 'PixelSize', 'Overlays', 'Roi', 'Geojson', 'Coco', 'AsJson', 'Pool',
            'Overwrite', 'Jobs', 'Dask', 'Only', 'Publish', 'OfPart', 'SweptNotebook', 'Grid', 'Workers', 'SweepOut',
            'OneSentence', 'Stopped', 'stoppable', 'bloodcount', 'named_cells', 'named_paths', 'count_command',
-           'named_methods', 'say_results', 'doctor', 'app_command', 'train', 'tune', 'data_folder', 'data_fetch',
-           'data_check', 'data_authors', 'data_sample', 'reproduce', 'report', 'sweep', 'main']
+           'named_methods', 'named_exports', 'named_plans', 'count_images', 'say_results', 'doctor', 'app_command',
+           'train', 'tune', 'data_folder', 'data_fetch', 'data_check', 'data_authors', 'data_sample', 'reproduce',
+           'report', 'sweep', 'main']
 
 # %% ../nbs/12_cli.ipynb #4d09b2d9
 import errno
-import json
 import os
 import shutil
 import signal
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -34,17 +34,12 @@ from bloodcount.errors import (
     known_name,
     one_line,
 )
-from bloodcount.settings import (
-    CELLS,
-    METHODS,
-    NETWORKS,
-    PROFILES,
-    known_profile,
-    load_settings,
-)
+from .settings import CELLS, METHODS, NETWORKS, PROFILES, known_profile, load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from bloodcount.picture import Plan
 
 # %% ../nbs/12_cli.ipynb #e456119b
 class OneSentence(TyperGroup):
@@ -244,22 +239,12 @@ def count_command(
     """
     known_profile(profile)
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
-    asked = {"network": network.lower(), "weights": weights, "profile": profile}
-    asked["page"] = int(page) if page.isdecimal() else page.lower() or None
-    asked |= {"border": border.lower(), "pixel_size": pixel_size}
-    exports = [name for name, on in (("roi", roi), ("geojson", geojson), ("coco", coco)) if on]
-    from bloodcount import batch
-    from bloodcount.picture import Plan
-    from bloodcount.results import pool_of
+    from bloodcount import batch, results
 
-    pool_of("", pool)
-    output = batch.Output(out, overlays.lower(), tuple(exports))
-    plans = [Plan(cells, method=name, **asked) for name in methods]
-    found, notes = batch.find_images(named_paths(paths), recursive)
-    for note in notes:
-        print(one_line(note), file=sys.stderr)
-    with stoppable():
-        counts = batch.count_plans(found, plans, output, overwrite, jobs, dask)
+    results.pool_of("", pool)
+    output = batch.Output(out, overlays.lower(), named_exports(roi=roi, geojson=geojson, coco=coco))
+    plans = named_plans(cells, methods, network, weights, page, border, pixel_size, profile)
+    counts = count_images(paths, recursive, plans, output, overwrite, jobs, dask)
     say_results(counts, out, pool, as_json)
 
 # %% ../nbs/12_cli.ipynb #4d90e3c2
@@ -269,16 +254,52 @@ def named_methods(names: Sequence[str]) -> list[str]:
     found = [known_name("--method", name, ["all", *METHODS]) for name in asked]
     return list(METHODS)[:4] if "all" in found else found or [""]
 
+
+def named_exports(**wanted: bool) -> tuple[str, ...]:
+    "The outlines that are wanted, by the names of their options."
+    return tuple(name for name, on in wanted.items() if on)
+
+# %% ../nbs/12_cli.ipynb #5a52e08e
+def named_plans(
+    cells: Sequence[str],
+    methods: Sequence[str],  # As `named_methods` gives them
+    network: str,
+    weights: str,
+    page: str,  # A number from 1, rgb, or nothing
+    border: str,
+    pixel_size: float | None,  # um
+    profile: str,
+) -> "list[Plan]":
+    "A plan for each method; raises `SettingsError`."
+    from bloodcount.picture import Plan
+
+    asked = {"network": network.lower(), "weights": weights, "profile": profile}
+    asked["page"] = int(page) if page.isdecimal() else page.lower() or None
+    asked |= {"border": border.lower(), "pixel_size": pixel_size}
+    return [Plan(cells, method=name, **asked) for name in methods]
+
+# %% ../nbs/12_cli.ipynb #e00bf4c9
+def count_images(
+    paths: Sequence[str],  # As given: files, folders, patterns, `-`
+    recursive: bool,  # Sub-folders too
+    *asked: Any,  # As `count_plans` takes it: plans, output, overwrite, jobs, dask
+) -> "pd.DataFrame":  # The rows of these images, columns COUNTS
+    "Count the images that paths name; what is left out is said on stderr; raises `BloodcountError`."
+    from bloodcount import batch
+
+    found, notes = batch.find_images(named_paths(paths), recursive)
+    for note in notes:
+        print(one_line(note), file=sys.stderr)
+    with stoppable():
+        return batch.count_plans(found, *asked)
+
 # %% ../nbs/12_cli.ipynb #a2c5bcd0
 def say_results(counts: "pd.DataFrame", out: Path, pool: str, as_json: bool) -> None:
     "Print the last table, or JSON; ends in exit code 1 if some images failed."
     from bloodcount import results
 
     if as_json:
-        tables = {"counts": counts, "totals": results.totals(counts, pool)}
-        tables["ratios"] = results.ratios(counts, pool)
-        told = {name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}
-        print(json.dumps(told, indent=1))
+        print(results.as_json(counts, pool))
     else:
         width = shutil.get_terminal_size((120, 40)).columns
         print(
