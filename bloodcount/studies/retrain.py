@@ -20,6 +20,7 @@ import nbformat
 import pandas as pd
 from tabulate import tabulate
 
+# %% ../../nbs/studies/24_retrain.ipynb #365fb315
 from ..data import DataSet
 from ..errors import InputError, RunError, SettingsError
 from ..fetch import authors
