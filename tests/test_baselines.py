@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 
 from bloodcount.data import DataSet
 from bloodcount.evaluation import count_accuracy
@@ -86,7 +87,9 @@ def test_ceilings_count_each_image_once(run):
     counts = protocol.score_truth(run, "rbc", outlines=True).counts
     counts = counts_with_truth(run, counts, "rbc_count")
     for panel in agreement_figure(counts, "").axes:
-        marks = sum(len(line.get_xdata()) for line in panel.lines if line.get_marker() != "None")
+        marks = sum(
+            len(c.get_offsets()) for c in panel.collections if isinstance(c, PathCollection)
+        )
         assert marks == len(run.data.index), panel.get_title()
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,6 +18,7 @@ from PIL import Image
 
 import bloodcount
 from bloodcount import batch, cli, fetch, picture
+from bloodcount.models import counting_text
 from bloodcount.results import COUNTS
 from bloodcount.settings import PROJECT, load_settings
 from bloodcount.synthetic import synthetic_smear
@@ -327,10 +327,9 @@ def test_authors_from_a_wheel(run, settings_of, tmp_path):
 
 def test_reproduce_hands_on_what_it_is_told(run, monkeypatch):
     told = []
-    paper = SimpleNamespace(
-        reproduce=lambda *arguments: told.append(arguments) or 1, list_notebooks=lambda: "01_data"
-    )
-    monkeypatch.setattr(bloodcount, "paper", paper, raising=False)
+    ask = "bloodcount.studies.reproduce.reproduce"
+    monkeypatch.setattr(ask, lambda *arguments: told.append(arguments) or 1)
+    monkeypatch.setattr("bloodcount.studies.page.list_notebooks", lambda: "01_data")
     assert run("reproduce", "--list")[:2] == (0, "01_data\n")
     assert run("reproduce")[0] == 1
     assert (
@@ -371,7 +370,7 @@ def test_train_then_count(capsys, settings_of, tmp_path):
 
 def test_an_interrupted_training_says_what_is_kept(capsys, settings_of, tmp_path, monkeypatch):
     settings_of(runs=tmp_path)
-    monkeypatch.setattr("bloodcount.trained.train_model", stopping_at_once)
+    monkeypatch.setattr("bloodcount.studies.training.train_model", stopping_at_once)
     code, _, errors = in_process(capsys, "train", "--cell", "wbc", "--profile", "smoke")
     assert code == 130 and errors[-1].startswith("Interrupted: the epochs so far are kept in ")
     assert errors[-1].endswith("trained; the same command goes on.")
@@ -389,7 +388,6 @@ def stopping_at_once(*_):
         (["train", "--cell", "wbc", "--recipe", "model_a"], "Known: as_paper, best, refined."),
         (["train", "--cell", "rbc", "--profile", "latop"], "Did you mean 'laptop'?"),
         (["tune", "--cell", "rcb"], "Did you mean 'rbc'?"),
-        (["tune", "--cell", "rbc", "--method", "edf"], "Did you mean 'edt'?"),
         (["tune", "--cell", "rbc", "--weights", "segnte"], "Did you mean 'segnet'?"),
         (["report", "--html", "page.html", "--profile", "papre"], "Did you mean 'paper'?"),
     ],
@@ -407,23 +405,25 @@ def test_bad_usage_of_other_commands(run, arguments):
     assert code == 2 and errors[-1].startswith("Error: ")
 
 
-def test_tune_hands_on_what_it_is_told(run, monkeypatch):
-    told = []
-    monkeypatch.setattr("bloodcount.tune.tune_settings", lambda *told_: told.append(told_) or "[x]")
-    assert run("tune", "--cell", "rbc")[:2] == (0, "[x]\n")
-    more = ("--weights", "authors", "--method", "cht", "--images", "12", "--profile", "smoke")
-    run("tune", "--cell", "WBC", *more)
-    (first, *defaults), (second, *named) = told
-    assert defaults == ["rbc", None, "bloodcount", None]
-    assert named == ["wbc", ["cht"], "authors", 12]
-    assert (first.profile, first.weights) == ("paper", "bloodcount")
-    assert (second.profile, second.weights) == ("smoke", "authors")
+def test_tune_prints_what_it_chose_and_keeps_it_if_asked(run, monkeypatch, tmp_path):
+    told, counting = [], load_settings("smoke").published["do_unet"]["wbc"]
+    answer = counting, {"ccl": 91.5}
+    monkeypatch.setattr(
+        "bloodcount.studies.tuning.tune", lambda *asked: told.append(asked) or answer
+    )
+    monkeypatch.setattr("bloodcount.studies.protocol.network_folder", lambda *_: tmp_path)
+    code, printed, errors = run("tune", "--cell", "WBC", "--images", "12", "--profile", "smoke")
+    assert code == 0 and printed.endswith(counting_text(counting))
+    assert not list(tmp_path.iterdir())
+    assert "ccl: 91.50 on training images" in errors
+    assert [told[0][0].weights, *told[0][1:]] == ["bloodcount", "wbc", 12]
+    run("tune", "--cell", "wbc", "--weights", "authors", "--keep", "--profile", "smoke")
+    assert (tmp_path / "counting.json").read_text() == counting_text(counting)
 
 
 def test_report_hands_on_what_it_is_told(run, monkeypatch, tmp_path):
     told = []
-    page = SimpleNamespace(html_report=lambda *told_: told.append(told_))
-    monkeypatch.setitem(sys.modules, "bloodcount.paper", page)
+    monkeypatch.setattr("bloodcount.studies.reproduce.report", lambda *asked: told.append(asked))
     path = tmp_path / "page.html"
     assert run("report", "--html", path, "--profile", "smoke")[:2] == (0, f"{path} is written.\n")
     assert told == [("smoke", path)]

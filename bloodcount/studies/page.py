@@ -191,7 +191,8 @@ def results_page(
 ) -> str:
     "Every artefact that is there, as Markdown; also as README.md in the folder."
     first, *others = SUMMARIES
-    lines = ["# Figures and tables\n", *_item(figures, first, SUMMARIES[first][0]), f"{about}\n"]
+    verdicts = _item(figures, first, SUMMARIES[first][0])
+    lines = ["# Figures and tables\n", verdicts[0].removeprefix("#"), *verdicts[1:], f"{about}\n"]
     for section, artefacts in SECTIONS.items():
         lines.append(
             f"**{section}**: "
