@@ -161,7 +161,7 @@ def test_what_was_tampered_with_is_made_anew(smoke):
 def test_results_hold_what_is_there_whoever_made_it(official):
     "In a fresh clone the tables are there, and the runs that made them are not."
     for name in ("01_mine", "02_theirs"):
-        frame = pd.DataFrame({column: [name] for column in RESULTS})
+        frame = pd.DataFrame({column: [1.0 if column in ("level", "n", "value", "paper") else name] for column in RESULTS})
         text = frame.to_csv(index=False)
         write = f"(out / 'numbers' / 'results_{name}.csv').write_text({text!r})"
         make = "(out / 'numbers').mkdir()"
@@ -226,7 +226,8 @@ def test_artefacts_are_what_the_notebooks_declare():
             f"{artefact}{s}" for s in (".png", ".svg") if f"{artefact}{s}" in declared[notebook]
         ]
         assert len(drawn) == artefact.startswith("figure_"), artefact
-        listed[notebook] |= {*drawn} or {artefact + s for s in (".csv", ".md", ".tex")}
+        vector = {f"{artefact}.pdf"} & {*declared[notebook]}
+        listed[notebook] |= {*drawn, *vector} or {artefact + s for s in (".csv", ".md", ".tex")}
     beside = ("numbers/", "licensed/")
     for name, outputs in declared.items():
         assert len(outputs) == len(set(outputs))
@@ -349,7 +350,8 @@ def tables(home: Path) -> dict[str, bytes]:
 def test_tables_are_the_same_byte_for_byte(home, resumed):
     "In another folder, and after the command was killed and started again."
     mine, theirs = tables(home), tables(resumed[0])
-    of_all = {"README.md", "results.csv"}
+    summaries = {f"{name}{suffix}" for name in page.SUMMARIES for suffix in (".csv", ".md")}
+    of_all = {"README.md", "results.csv", *summaries}
     assert len(set(theirs) - of_all) > 5
     assert [name for name in set(theirs) - of_all if mine[name] != theirs[name]] == []
 

@@ -234,18 +234,18 @@ def test_the_smoke_profile_from_images_to_a_table(tmp_path, authors_folder):
     from test_reproduce import finish, make_home
 
     home = make_home(tmp_path / "home", authors_folder)
-    shipped = sha256(home / "bloodcount" / "weights" / "plt" / "weights.npz")
-    part = ("--cell", "plt", "--network", "do_unet", "--recipe", "refined", "--only", "04_plt")
+    shipped = sha256(home / "bloodcount" / "weights" / "wbc" / "weights.npz")
+    part = ("--cell", "wbc", "--network", "do_unet", "--recipe", "refined", "--only", "03_wbc")
     log = finish(home, "--train", *part)
     models = home / "runs" / "smoke-synthetic" / "retrained"
-    card = json.loads((models / "weights" / "plt" / "card.json").read_text())
+    card = json.loads((models / "weights" / "wbc" / "card.json").read_text())
     assert card["recipe"] == "refined" and card["start"]["recipe"] == "best"
-    assert (models / "weights" / "plt" / "counting.json").exists()
-    known = json.loads((models / "figures" / "provenance" / "04_plt.json").read_text())
-    assert known["weights"]["bloodcount"] == {"plt": card["weights_sha256"]}
-    assert (models / "figures" / "table_plt.md").exists()
-    assert sha256(home / "bloodcount" / "weights" / "plt" / "weights.npz") == shipped
+    assert (models / "weights" / "wbc" / "counting.json").exists()
+    known = json.loads((models / "figures" / "provenance" / "03_wbc.json").read_text())
+    assert known["weights"]["bloodcount"] == {"wbc": card["weights_sha256"]}
+    assert (models / "figures" / "table_wbc.md").exists()
+    assert sha256(home / "bloodcount" / "weights" / "wbc" / "weights.npz") == shipped
     assert not (home / "figures").exists() and "done in" in log
     for path in PROJECT.glob("nbs/paper/*.ipynb"):
         assert (home / "nbs" / "paper" / path.name).read_bytes() == path.read_bytes()
-    assert "04_plt" not in finish(home, "--train", *part).partition("done already")[0]
+    assert "03_wbc" not in finish(home, "--train", *part).partition("done already")[0]
