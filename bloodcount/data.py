@@ -155,6 +155,15 @@ class DataSet:
         "12 hexadecimal digits of what its files say; raises `InputError`."
         return read_fingerprint(self.root)
 
+    @cached_property
+    def same_pictures(self) -> list[list[str]]:
+        "Groups of images whose files are the same, byte for byte."
+        groups: dict[str, list[str]] = {}
+        for path in sorted((self.root / "images").glob("[!.]*.*")):
+            if path.stem in self.index.index:
+                groups.setdefault(sha256(path), []).append(path.stem)
+        return [group for group in groups.values() if len(group) > 1]
+
     @property
     def kind(self) -> str:
         "all-idb1 (all of it), synthetic, one-smear, or other."

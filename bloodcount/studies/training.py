@@ -34,6 +34,7 @@ from bloodcount.studies.protocol import (
 )
 from bloodcount.studies.results import (
     CHOSEN,
+    OF_IMAGES,
     RESULTS,
     TABLE_II,
     TRUTH_TITLES,
@@ -41,6 +42,7 @@ from bloodcount.studies.results import (
     long_form,
     network_results,
     table_of,
+    typed,
     value_of,
 )
 from .tables import map_title
@@ -99,15 +101,14 @@ def score_model(
     if cell == "rbc" and card["network"] == "do_unet":
         frames.append(score_tiles(run, cell))
     results = pd.concat([frame for frame in frames if len(frame)])
+    results = results[~results["quantity"].isin(OF_IMAGES)]
     write_text(folder / "scores.csv", results.round(6).to_csv(index=False, lineterminator="\n"))
     return results
 
 
 def read_scores(folder: Path) -> pd.DataFrame:  # Columns RESULTS
     "What `score_model` wrote."
-    texts = ("recipe", "map", "method", "condition", "images")
-    scores = pd.read_csv(folder / "scores.csv", dtype=dict.fromkeys(texts, str))
-    return scores.fillna(dict.fromkeys(texts, ""))
+    return typed(pd.read_csv(folder / "scores.csv", dtype=str).reindex(columns=RESULTS))
 
 # %% ../../nbs/studies/06_training.ipynb #18ecdbac
 # Training images that a new model is tuned on at most: the search counts each of them hundreds of times.
