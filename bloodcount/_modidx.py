@@ -185,6 +185,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'bloodcount.data.read_index': ('data.html#read_index', 'bloodcount/data.py'),
                                  'bloodcount.data.read_mask': ('data.html#read_mask', 'bloodcount/data.py'),
                                  'bloodcount.data.read_polygons': ('data.html#read_polygons', 'bloodcount/data.py'),
+                                 'bloodcount.data.read_same_pictures': ('data.html#read_same_pictures', 'bloodcount/data.py'),
                                  'bloodcount.data.read_smear': ('data.html#read_smear', 'bloodcount/data.py'),
                                  'bloodcount.data.real_data': ('data.html#real_data', 'bloodcount/data.py'),
                                  'bloodcount.data.write_dataset': ('data.html#write_dataset', 'bloodcount/data.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Smear', 'polygon_mask', 'read_mask', 'write_mask', 'content_sha256', 'read_index', 'read_fingerprint',
-           'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset', 'real_data']
+           'read_same_pictures', 'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset',
+           'real_data']
 
 # %% ../nbs/01_data.ipynb #001167f8
 import hashlib
@@ -138,6 +139,18 @@ def read_fingerprint(
         total.update(f"{path.relative_to(root).as_posix()} {content_sha256(path)}\n".encode())
     return total.hexdigest()[:12]
 
+# %% ../nbs/01_data.ipynb #51336530
+def read_same_pictures(
+    root: Path,  # The folder of a data set
+    names: Iterable[str],  # Its images
+) -> list[list[str]]:
+    "Groups of images whose files are the same, byte for byte."
+    groups: dict[str, list[str]] = {}
+    for path in sorted((root / "images").glob("[!.]*.*")):
+        if path.stem in names:
+            groups.setdefault(sha256(path), []).append(path.stem)
+    return [group for group in groups.values() if len(group) > 1]
+
 # %% ../nbs/01_data.ipynb #3c09152a
 @dataclass(frozen=True)
 class DataSet:
@@ -158,11 +171,7 @@ class DataSet:
     @cached_property
     def same_pictures(self) -> list[list[str]]:
         "Groups of images whose files are the same, byte for byte."
-        groups: dict[str, list[str]] = {}
-        for path in sorted((self.root / "images").glob("[!.]*.*")):
-            if path.stem in self.index.index:
-                groups.setdefault(sha256(path), []).append(path.stem)
-        return [group for group in groups.values() if len(group) > 1]
+        return read_same_pictures(self.root, self.index.index)
 
     @property
     def kind(self) -> str:

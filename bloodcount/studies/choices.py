@@ -70,7 +70,7 @@ def _lead_rows(run: Run, ours: np.ndarray, theirs: np.ndarray) -> list[dict]:
     }
     return [{"quantity": name, "value": value} for name, value in values.items()]
 
-
+# %% ../../nbs/studies/15_choices.ipynb #b5edb59c
 def head_to_head(
     run: Run,  # Of our networks
     counts: pd.DataFrame,  # Of `held_out.every_count`
