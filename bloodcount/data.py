@@ -95,6 +95,7 @@ def content_sha256(
     return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/01_data.ipynb #d41401f6
+_ALL_IDB1 = PROJECT / "data" / "all-idb1-index.csv"  # Its index, which comes with the project
 COLUMNS = [
     "image", "width", "height", "all_patient", "rbc_mask", "rbc_edge", "rbc_polygons", "wbc_mask",
     "plt_mask", "rbc_split", "wbc_split", "plt_split", "rbc_count", "wbc_count", "plt_count",
@@ -176,8 +177,7 @@ class DataSet:
     @property
     def kind(self) -> str:
         "all-idb1 (all of it), synthetic, one-smear, or other."
-        known = content_sha256(PROJECT / "data" / "all-idb1-index.csv")
-        if content_sha256(self.root / "index.csv") == known:
+        if content_sha256(self.root / "index.csv") == content_sha256(_ALL_IDB1):
             return "all-idb1"
         if all(name.startswith("Syn") for name in self.index.index):
             return "synthetic"
