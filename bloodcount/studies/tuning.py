@@ -59,6 +59,7 @@ class Example:
     maps: Maps
     counts: dict[str, int]  # By truth
     truth: Any  # Its outlined cells, None where there are none
+    known: dict = dataclasses.field(default_factory=dict)  # What was scored already
 
 
 RIM = 150  # px, more than the radius of any cell
@@ -120,13 +121,14 @@ def _score_one(
     example: Example, method: str, thresholds: Thresholds, parameters: Any
 ) -> tuple[int, float]:
     "The count, and F1 where there are outlines."
-    cells = COUNTERS[method](example.maps, thresholds, parameters)
-    if example.truth is None:
-        return len(cells), np.nan
-    shape = example.maps.mask.shape
-    return len(cells), float(
-        matching(example.truth, instances_from_cells(cells, shape), (0.5,))["f1"].iloc[0]
-    )
+    key = method, thresholds, parameters
+    if key not in example.known:
+        cells, f1 = COUNTERS[method](example.maps, thresholds, parameters), np.nan
+        if example.truth is not None:
+            found = instances_from_cells(cells, example.maps.mask.shape)
+            f1 = float(matching(example.truth, found, (0.5,))["f1"].iloc[0])
+        example.known[key] = len(cells), f1
+    return example.known[key]
 
 # %% ../../nbs/studies/05_tuning.ipynb #381459ad
 def objective(
