@@ -978,6 +978,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'bloodcount/studies/magnification.py')},
             'bloodcount.studies.overlap': { 'bloodcount.studies.overlap._contact': ( 'studies/overlap.html#_contact',
                                                                                      'bloodcount/studies/overlap.py'),
+                                            'bloodcount.studies.overlap._image_rows': ( 'studies/overlap.html#_image_rows',
+                                                                                        'bloodcount/studies/overlap.py'),
                                             'bloodcount.studies.overlap._of_class': ( 'studies/overlap.html#_of_class',
                                                                                       'bloodcount/studies/overlap.py'),
                                             'bloodcount.studies.overlap._recall_rows': ( 'studies/overlap.html#_recall_rows',

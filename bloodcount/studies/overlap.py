@@ -153,6 +153,17 @@ def _recall_rows(part: pd.DataFrame) -> list[dict]:
     return rows + [{"quantity": q, "value": v} for q, v in values.items()]
 
 # %% ../../nbs/studies/09_overlap.ipynb #340e8416
+def _image_rows(part: pd.DataFrame) -> list[dict]:
+    "The outlined cells of one image in each class, how many of them were found, and the count."
+    rows = [{"quantity": "count", "value": part["predicted"].iloc[0]}]
+    for kind, classes in KINDS.items():
+        for i, sums in part.groupby(kind)[["cells", "found"]].sum().iterrows():
+            condition = f"{kind}: {list(classes)[i]}"
+            values = {"outlined": sums["cells"], "found": sums["found"]}
+            rows += [{"condition": condition, "quantity": q, "value": v} for q, v in values.items()]
+    return rows
+
+
 def overlap_results(
     run: Run,
     found: pd.DataFrame,  # Of `found_by_contact`
@@ -162,6 +173,9 @@ def overlap_results(
     for key, part in found.groupby([*COUNTING, "side"], sort=False) if len(found) else ():
         where = dict(zip([*COUNTING, "images"], key)) | {"n": part["image"].nunique()}
         rows += [{"table": OVERLAP} | where | row for row in _recall_rows(part)]
+        for image, one in part.groupby("image", sort=False):
+            where |= {"table": OVERLAP, "images": image}
+            rows += [where | row for row in _image_rows(one)]
     return long_form(run, rows)
 
 # %% ../../nbs/studies/09_overlap.ipynb #95847c7a

@@ -39,8 +39,9 @@ RESULTS = [
     "level", "images", "n", "value", "paper", "profile",
 ]  # fmt: skip
 _EMPTY = dict.fromkeys(("recipe", "map", "counting", "method", "condition", "images"), "")
-# Quantities of single images, kept in files of their own: the count, and what was matched at IoU 0.5.
-OF_IMAGES = ("count", "tp", "fp", "fn")
+# Quantities of single images, kept in files of their own: the count; what was matched at IoU 0.5; how many outlined
+# cells of a class there are, and how many of them were found.
+OF_IMAGES = ("count", "tp", "fp", "fn", "outlined", "found")
 # What is scored without a network: the annotations, or nothing at all.
 TRUTH = {"model": "truth", "weights": "none"}
 # The truth that stands for a cell type where one must do.
@@ -181,7 +182,7 @@ def instance_results(
         for image in part[part["thresh"] == 0.5].to_dict("records"):
             rows += [
                 key | {"images": image["image"], "quantity": q, "value": image[q]}
-                for q in OF_IMAGES[1:]
+                for q in ("tp", "fp", "fn")
             ]
         for group, images in groups(run.data, truth).items():
             frames = [part[part["image"] == name] for name in images]
