@@ -1393,6 +1393,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._pixels_told': ( 'studies/training.html#_pixels_told',
                                                                                            'bloodcount/studies/training.py'),
+                                             'bloodcount.studies.training._printed_loss': ( 'studies/training.html#_printed_loss',
+                                                                                            'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._scored_on': ( 'studies/training.html#_scored_on',
                                                                                          'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._trained_as': ( 'studies/training.html#_trained_as',

@@ -374,7 +374,7 @@ def write_results(
         counts = counts.drop_duplicates().astype({"value": int})
         path = run.folder / name.replace("results_", "counts_")
         write_text(path, counts.to_csv(index=False, lineterminator="\n"))
-    results = results[~single].drop_duplicates(RESULTS[: RESULTS.index("n")])
+    results = results[~single].drop_duplicates()
     write_text(run.folder / name, results.round(6).to_csv(index=False, lineterminator="\n"))
     return results
 
