@@ -1124,6 +1124,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.progress': ( 'studies/protocol.html#progress',
                                                                                        'bloodcount/studies/protocol.py'),
+                                             'bloodcount.studies.protocol.repeats': ( 'studies/protocol.html#repeats',
+                                                                                      'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.run_data': ( 'studies/protocol.html#run_data',
                                                                                        'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.sample_data': ( 'studies/protocol.html#sample_data',

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'SEGNET_MASKS', 'TRUTHS', 'SCORED_BY', 'sample_data', 'run_data', 'network_folder', 'Run', 'start',
-           'progress', 'two_at_a_time', 'groups', 'Scores', 'score_smear', 'kept_rows', 'score', 'counted_images',
-           'maps_folder', 'has_masks', 'maps_of', 'compared', 'knows', 'about', 'both_ways', 'with_weights',
-           'score_network', 'score_truth']
+           'progress', 'two_at_a_time', 'repeats', 'groups', 'Scores', 'score_smear', 'kept_rows', 'score',
+           'counted_images', 'maps_folder', 'has_masks', 'maps_of', 'compared', 'knows', 'about', 'both_ways',
+           'with_weights', 'score_network', 'score_truth']
 
 # %% ../../nbs/studies/00_protocol.ipynb #67747a18
 import dataclasses
@@ -174,6 +174,12 @@ def two_at_a_time(make: Callable, items: Sequence, about: str) -> list:
 TRUTHS = {"rbc": ("rbc_count",), "wbc": ("wbc_count",), "plt": ("plt_count", "plt_mask_components")}
 
 
+def repeats(data: DataSet) -> set[str]:
+    "The other names of a picture that is there twice: all but the one of which most is known."
+    known = data.index.notna().sum(axis=1)
+    return {name for same in data.same_pictures for name in same if name != known[same].idxmax()}
+
+
 def groups(
     data: DataSet,
     truth: str,  # A column of the index: a cell type's count, or plt_mask_components
@@ -194,9 +200,8 @@ def groups(
     for side in ("train", "test"):
         members = set(names(data, cell, side))
         chosen[side] = [name for name in counted if name in members]
-    known = data.index.notna().sum(axis=1)
-    repeats = {n for same in data.same_pictures for n in same if n != known[same].idxmax()}
-    once = {group: [n for n in images if n not in repeats] for group, images in chosen.items()}
+    again = repeats(data)
+    once = {group: [n for n in images if n not in again] for group, images in chosen.items()}
     return {group: images for group, images in once.items() if images}
 
 # %% ../../nbs/studies/00_protocol.ipynb #074ea817

@@ -28,6 +28,7 @@ from bloodcount.studies.protocol import (
     about,
     groups,
     maps_of,
+    repeats,
     score_smear,
     two_at_a_time,
 )
@@ -396,10 +397,11 @@ def counts_with_truth(
     counts: pd.DataFrame,  # image, cell, method, predicted
     truth: str,  # A column of the index
 ) -> pd.DataFrame:  # image, split, cell, method, real, predicted
-    "Counts beside the real ones, image by image, where there is a real one."
+    "Counts beside the real ones, image by image, where there is a real one; each picture once."
     index, cell = run.data.index, truth.partition("_")[0]
     frame = counts.assign(
         real=counts["image"].map(index[truth]), split=counts["image"].map(index[f"{cell}_split"])
     )
     columns = ["image", "split", "cell", "method", "real", "predicted"]
-    return frame.loc[frame["real"].notna(), columns].astype({"real": int}).reset_index(drop=True)
+    once = frame["real"].notna() & ~frame["image"].isin(repeats(run.data))
+    return frame.loc[once, columns].astype({"real": int}).reset_index(drop=True)
