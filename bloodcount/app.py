@@ -34,7 +34,7 @@ from .counting import Cells, cells_from_labels, discs
 from .drawing import CELL_COLOURS, CELL_TITLES
 from .errors import BloodcountError, InputError
 from .exports import outlines, read_labels, write_labels, write_rois
-from .picture import Plan, finder_of, look_at, settings_name
+from .picture import CountPlan, finder_of, look_at, settings_name
 from .results import Result, cell_table, counted, pick
 
 # %% ../nbs/12_app.ipynb #81d74ae7
@@ -157,7 +157,7 @@ def _write_table(out: Path) -> None:
 def open_counted(
     path: str,
     out: Path,
-    plan: Plan,
+    plan: CountPlan,
     finder: Callable | None = None,  # What counts; the plan's own if None
 ) -> Corrected:
     "Count an image, unless that is done, and open its results; raises `InputError`, `RunError`."
@@ -356,10 +356,10 @@ class Page(Widgets):
         self,
         folder: str | Path = ".",  # A folder of images, or an image
         out: str | Path | None = None,  # Folder of the results; `counted` beside the images if None
-        plan: Plan | None = None,
+        plan: CountPlan | None = None,
         finder: Callable | None = None,  # What counts; the plan's own if None
     ) -> None:
-        self.plan, self.finder, self.out = plan or Plan(), finder, out
+        self.plan, self.finder, self.out = plan or CountPlan(), finder, out
         super().__init__(self.plan.cells, str(folder))
         self.editor: Editor | None = None  # Of the image that was counted last
         self.clicked = (np.inf, np.inf)  # Row and col of the last click, px

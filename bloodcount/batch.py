@@ -29,7 +29,7 @@ from PIL import Image
 from .errors import InputError, RunError, known_name, one_line
 from .exports import EXPORTS, read_labels, write_export, write_labels
 from .files import replacing, sha256, writable
-from .picture import Plan, count_source, finder_of, listening, settings_name
+from .picture import CountPlan, count_source, finder_of, listening, settings_name
 from .results import FOUND, Result, as_counts, cell_table
 from .settings import CELLS
 from .source import digest
@@ -400,7 +400,7 @@ class Job:
 
 def do_job(
     job: Job,
-    plan: Plan,
+    plan: CountPlan,
     output: Output,
     finder: Callable,
     store: Store | None = None,  # None in another process
@@ -422,7 +422,7 @@ def _checksum(path: str) -> str:
         return ""
 
 
-def _jobs_of(paths: Sequence[str], plan: Plan, store: Store, settings: str) -> list[Job]:
+def _jobs_of(paths: Sequence[str], plan: CountPlan, store: Store, settings: str) -> list[Job]:
     "A job for each path, each with a name for its files."
     names = {path: image_name(path, plan.page) for path in paths}
     stems = store.stems({f"{image} {settings}": path for path, image in names.items()})
@@ -432,7 +432,7 @@ def _jobs_of(paths: Sequence[str], plan: Plan, store: Store, settings: str) -> l
     ]
 
 # %% ../nbs/11_batch.ipynb #ff9ac555
-def _done(store: Store, job: Job, plan: Plan, output: Output, settings: str) -> bool:
+def _done(store: Store, job: Job, plan: CountPlan, output: Output, settings: str) -> bool:
     rows = [store.row(job.image, cell, settings) for cell in plan.cells]
     if not job.sha256 or not all(row and row["sha256"] == job.sha256 for row in rows):
         return False
@@ -446,7 +446,7 @@ def _done(store: Store, job: Job, plan: Plan, output: Output, settings: str) -> 
 # %% ../nbs/11_batch.ipynb #a51aa637
 def count_files(
     paths: Sequence[str],
-    plan: Plan,
+    plan: CountPlan,
     output: Output,
     overwrite: bool = False,  # Forget what the folder of the results holds
     jobs: int = 1,  # Images at a time
@@ -480,7 +480,7 @@ def count_files(
 # %% ../nbs/11_batch.ipynb #f29bddd7
 def count_plans(
     paths: Sequence[str],
-    plans: Sequence[Plan],
+    plans: Sequence[CountPlan],
     output: Output,
     overwrite: bool = False,
     jobs: int = 1,
@@ -554,7 +554,7 @@ def count_folder(
     overwrite: bool = False,  # Forget what the folder of the results holds
     jobs: int = 1,  # Images at a time
     finder: Callable | None = None,  # What counts, instead of network, weights and method
-    **plan: Any,  # As in `Plan`: network, weights, method, border, pixel_size, page
+    **plan: Any,  # As in `CountPlan`: network, weights, method, border, pixel_size, page
 ) -> pd.DataFrame:  # The rows of these images, columns COUNTS
     "As `bloodcount count`: count images, write tables and pictures; raises `BloodcountError`."
     paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -562,5 +562,5 @@ def count_folder(
     for note in notes:
         print(note, file=sys.stderr)
     output = Output(Path(out), overlays, tuple(exports))
-    made = Plan(tuple(cells), **plan)
+    made = CountPlan(tuple(cells), **plan)
     return count_files(found, made, output, overwrite, jobs, finder=finder)

@@ -39,7 +39,7 @@ from .settings import CELLS, METHODS, NETWORKS, PROFILES, known_profile, load_se
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bloodcount.picture import Plan
+    from bloodcount.picture import CountPlan
 
 # %% ../nbs/12_cli.ipynb #e456119b
 class OneSentence(TyperGroup):
@@ -269,14 +269,14 @@ def named_plans(
     border: str,
     pixel_size: float | None,  # um
     profile: str,
-) -> "list[Plan]":
+) -> "list[CountPlan]":
     "A plan for each method; raises `SettingsError`."
-    from bloodcount.picture import Plan
+    from bloodcount.picture import CountPlan
 
     asked = {"network": network.lower(), "weights": weights, "profile": profile}
     asked["page"] = int(page) if page.isdecimal() else page.lower() or None
     asked |= {"border": border.lower(), "pixel_size": pixel_size}
-    return [Plan(cells, method=name, **asked) for name in methods]
+    return [CountPlan(cells, method=name, **asked) for name in methods]
 
 # %% ../nbs/12_cli.ipynb #e00bf4c9
 def count_images(

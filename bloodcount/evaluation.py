@@ -306,7 +306,7 @@ def matched_pairs(
     iou: np.ndarray,  # (n, m), of true and predicted instances
     threshold: float,  # Smallest IoU of a match, above 0
 ) -> tuple[np.ndarray, np.ndarray]:  # Rows and columns of the matches
-    "Who belongs to whom in the best one-to-one assignment: most matches first, then the highest IoU."
+    "The pairs of the best one-to-one assignment: most matches first, then the highest IoU."
     reached = iou >= threshold
     rows, cols = linear_sum_assignment(reached + iou / (2 * max(1, min(iou.shape))), maximize=True)
     kept = reached[rows, cols]

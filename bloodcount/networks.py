@@ -257,7 +257,7 @@ class Network:
     crop: int  # The output is smaller than the input by this on each side
     margin: int  # Input that an output pixel may depend on, on each side
     step: int  # Shift of the input by which the output shifts exactly
-    rest: int  # A side of the input is a multiple of `step` and this
+    rest: int  # A side of the input is a multiple of `step`, plus this
 
     def input_side(self, largest: int) -> int:
         "The largest side of an input tile up to `largest` px, but one that leaves a `step` of output."

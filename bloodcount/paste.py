@@ -176,27 +176,28 @@ class _Canvas:
         dark = bare.size and np.log((light[1] + 1) / (bare + 1.0)).mean() > BARE
         return not dark and not self.foreign[where][inside].any()
 
-    def lay(self, cell: CutOut, corner: np.ndarray, through: float) -> bool:
-        "Lay a cell over the smear, if it may lie there; says whether it did."
-        last = corner + cell.density.shape[:2]
-        if (corner < 0).any() or (last > self.mask.shape).any():
-            return False
-        where = slice(corner[0], last[0]), slice(corner[1], last[1])
-        inside = _filled(cell.outline, cell.density.shape[:2]).view(bool)
-        upper = cell.outline + corner.astype(np.float32)
-        light, box = self.light_at(upper), boxes_of([upper])
-        near = (self.boxes[:, :2] < box[:, 2:]) & (self.boxes[:, 2:] > box[:, :2])
-        left = {i: uncovered(self.outlines[i], upper) for i in np.flatnonzero(near.all(axis=1))}
-        hidden = any(outline is None for outline in left.values())
-        if hidden or not self.is_free(where, inside, light):
-            return False
-        lay_over(self.image, cell, corner, light, through)
-        self.mask[where] |= inside
-        for i, outline in left.items():
-            self.outlines[i], self.boxes[i] = outline, boxes_of([outline])
-        self.outlines.append(upper)
-        self.boxes = np.concatenate([self.boxes, box])
-        return True
+# %% ../nbs/03_paste.ipynb #891ddcee
+def _lay(canvas: _Canvas, cell: CutOut, corner: np.ndarray, through: float) -> bool:
+    "Lay a cell over the smear, if it may lie there; says whether it did."
+    last = corner + cell.density.shape[:2]
+    if (corner < 0).any() or (last > canvas.mask.shape).any():
+        return False
+    where = slice(corner[0], last[0]), slice(corner[1], last[1])
+    inside = _filled(cell.outline, cell.density.shape[:2]).view(bool)
+    upper = cell.outline + corner.astype(np.float32)
+    light, box = canvas.light_at(upper), boxes_of([upper])
+    near = (canvas.boxes[:, :2] < box[:, 2:]) & (canvas.boxes[:, 2:] > box[:, :2])
+    left = {i: uncovered(canvas.outlines[i], upper) for i in np.flatnonzero(near.all(axis=1))}
+    hidden = any(outline is None for outline in left.values())
+    if hidden or not canvas.is_free(where, inside, light):
+        return False
+    lay_over(canvas.image, cell, corner, light, through)
+    canvas.mask[where] |= inside
+    for i, outline in left.items():
+        canvas.outlines[i], canvas.boxes[i] = outline, boxes_of([outline])
+    canvas.outlines.append(upper)
+    canvas.boxes = np.concatenate([canvas.boxes, box])
+    return True
 
 # %% ../nbs/03_paste.ipynb #029534cb
 TRIES = 30  # Places to try for one cell
@@ -218,7 +219,7 @@ def _lay_somewhere(
         angle = rng.uniform(0, 2 * np.pi)
         centre = host.mean(axis=0) + distance * np.array([np.sin(angle), np.cos(angle)])
         corner = np.rint(centre - guest.outline.mean(axis=0)).astype(int)
-        if canvas.lay(guest, corner, rng.uniform(*through)):
+        if _lay(canvas, guest, corner, rng.uniform(*through)):
             return
 
 # %% ../nbs/03_paste.ipynb #bfb20504

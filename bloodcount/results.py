@@ -359,10 +359,12 @@ def image_table(
             [one_line(name), *(values.get(c, "") for c in columns), one_line(" ".join(said))]
         )
     note = max(20, width - sum(map(len, heads)) - max(len(r[0]) for r in rows) - 2 * len(heads) - 4)
-    align = ["left", *["right"] * len(columns), "left"]
+    shown_columns = len(columns) + 1 + any(row[-1] for row in rows)
+    align = ["left", *["right"] * len(columns), "left"][:shown_columns]
     text = tabulate(
-        rows, ["image", *heads, ""], "simple", disable_numparse=True, colalign=align,
-        maxcolwidths=[*[None] * (len(heads) + 1), note],
+        [row[:shown_columns] for row in rows], ["image", *heads, ""][:shown_columns], "simple",
+        disable_numparse=True, colalign=align,
+        maxcolwidths=[*[None] * (len(heads) + 1), note][:shown_columns],
     )  # fmt: skip
     rest = len(groups) - len(shown)
     return text + (f"\nand {rest} more, in counts.csv" if rest else "")

@@ -170,6 +170,15 @@ def _still(augment: Augment) -> Augment:
     more = {"skip": 0.5, "paste": 0.0, "through": (0.0, 0.0), "drawn": 0}
     return dataclasses.replace(augment, border="mirror", **nothing, **more)
 
+# %% ../nbs/05_training.ipynb #fe20774c
+def _arrays(source: "Source", drawn: Chips) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    "Chips as the network takes them, and what it shall say of them, by output."
+    mask = drawn.mask[..., None].astype(np.float32)
+    no_edges = drawn.edge is None or source.images != "train"
+    edge = mask if no_edges else drawn.edge[..., None].astype(np.float32)
+    truth = {"mask": mask, "edge": edge}
+    return to_input(drawn.image), {name: truth[name] for name in OUTPUTS[source.training.cell]}
+
 # %% ../nbs/05_training.ipynb #fa961328
 class Source:
     "The chips of one stage."
@@ -184,13 +193,6 @@ class Source:
         self.size = self.train.input_size, self.train.input_size - 2 * MODELS[training.network].crop
         self.fields = Fields(training, self.images, self.learnt)
 
-    def _arrays(self, drawn: Chips) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        mask = drawn.mask[..., None].astype(np.float32)
-        no_edges = drawn.edge is None or self.images != "train"
-        edge = mask if no_edges else drawn.edge[..., None].astype(np.float32)
-        truth = {"mask": mask, "edge": edge}
-        return to_input(drawn.image), {name: truth[name] for name in OUTPUTS[self.training.cell]}
-
     def batches(self, epoch: int) -> Iterator[tuple]:
         "Batches without end, from an epoch of the stage on; equal arguments give equal batches."
         for number in itertools.count(self.first + epoch):
@@ -199,7 +201,8 @@ class Source:
                 fields, self.train.batch, self.training.seed, self.augment, self.size, start
             )
             with contextlib.closing(drawn):
-                for image, truth in map(self._arrays, itertools.islice(drawn, self.recipe.steps)):
+                for batch in itertools.islice(drawn, self.recipe.steps):
+                    image, truth = _arrays(self, batch)
                     # Keras takes no dictionary where there is one output
                     yield image, tuple(truth.values())
 
@@ -210,7 +213,7 @@ class Source:
         if self.fields.draws:
             smears = [draw_white_cells(smear, self.augment.drawn, rng) for smear in smears]
         fields, still = [self.fields.of(smear) for smear in smears], _still(self.augment)
-        return self._arrays(draw_batch(fields, range(VALIDATION_CHIPS), 0, still, self.size))
+        return _arrays(self, draw_batch(fields, range(VALIDATION_CHIPS), 0, still, self.size))
 
 # %% ../nbs/05_training.ipynb #c53f9dec
 def build(training: Training) -> keras.Model:

@@ -18,6 +18,11 @@ from sphinx.ext.autodoc.mock import mock
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+GUIDES = {
+    "nbs/index.ipynb": "The whole way in a minute",
+    "nbs/count_your_own.ipynb": "Count your own images",
+    "nbs/train_on_your_own.ipynb": "Train on your own images",
+}
 FLOORS = {
     "The tool": "nbs/[0-9]*.ipynb",
     "The studies": "nbs/studies/*.ipynb",
@@ -104,9 +109,9 @@ def toctree(caption: str, entries: list[str]) -> str:
 def contents(root: Path) -> str:
     "The tables of contents at the foot of the start page, which make the sidebar."
     listed = [str(path.relative_to(root)) for path in pages(root)]
-    tour = ["The whole way in a minute <nbs/index.ipynb>"] if "nbs/index.ipynb" in listed else []
+    guides = [f"{title} <{path}>" for path, title in GUIDES.items() if path in listed]
     parts = [
-        toctree("Start", ["Overview <self>", *tour]),
+        toctree("Start", ["Overview <self>", *guides]),
         toctree("Results", ["figures/README.md"]),
     ]
     for caption, pattern in FLOORS.items():

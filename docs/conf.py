@@ -8,9 +8,7 @@ project = "bloodcount"
 author = "The bloodcount developers"
 copyright = "the bloodcount developers, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
-suppress_warnings = ["toc.not_included", "ref.python", 
-    "docutils"
-]  # Docstrings are plain sentences, with a stray asterisk now and then
+suppress_warnings = ["docutils"]  # Docstrings are plain sentences, with a stray asterisk now and then
 html_theme = "sphinx_book_theme"
 html_title = "bloodcount"
 html_static_path = ["site.css"]

@@ -20,11 +20,11 @@ from bloodcount.app import Correction, Page, corrected, open_counted
 from bloodcount.batch import STORE
 from bloodcount.counting import cells_from_labels
 from bloodcount.exports import read_labels
-from bloodcount.picture import Plan
+from bloodcount.picture import CountPlan
 from bloodcount.synthetic import synthetic_smear
 
 SMEAR = synthetic_smear(seed=7, shape=(200, 260), rbc=9, wbc=0, plt=0, overlap=0, pallor=0)
-PLAN = Plan(("rbc", "wbc"))
+PLAN = CountPlan(("rbc", "wbc"))
 SERVE = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -23,7 +23,7 @@ from bloodcount.batch import STORE, Output, count_files, count_folder, find_imag
 from bloodcount.errors import InputError, IntegrityError, RunError
 from bloodcount.exports import read_labels
 from bloodcount.images import read_image
-from bloodcount.picture import Plan, count, in_blocks
+from bloodcount.picture import CountPlan, count, in_blocks
 from bloodcount.results import COUNTS, FOUND, by_rule
 from bloodcount.synthetic import synthetic_smear
 
@@ -524,7 +524,7 @@ def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
         killer.start()
         output = Output(tmp_path / "out")
         address = cluster.scheduler_address
-        counts = count_files(paths, Plan(), output, dask=address, finder=Darkness(0.4))
+        counts = count_files(paths, CountPlan(), output, dask=address, finder=Darkness(0.4))
         killer.join()
     assert killed and len(counts) == 36 and set(counts["status"]) == {"ok"}
     assert len(rows(tmp_path / "out")) == 36
@@ -565,7 +565,7 @@ def test_a_refusing_disk_is_one_sentence(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "overlays").write_text("in the way")
     with pytest.raises(RunError, match="overlays"):
-        count_files([str(path)], Plan(), Output(tmp_path / "out"), finder=Darkness())
+        count_files([str(path)], CountPlan(), Output(tmp_path / "out"), finder=Darkness())
 
 
 def test_sixteen_bits_and_floats_count_as_eight(run, tmp_path):
