@@ -8,7 +8,7 @@ __all__ = ['CANDIDATES', 'RIM', 'Example', 'trimmed', 'example', 'crowded', 'tun
 
 # %% ../../nbs/studies/05_tuning.ipynb #14c9f141
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,12 @@ def examples(run: Run, cell: str, most: int | None = None) -> list[Example]:
 
 
 def _score_one(
-    example: Example, method: str, thresholds: Thresholds, parameters: Any
+    example: Example, counter: Callable, thresholds: Thresholds, parameters: Any
 ) -> tuple[int, float]:
     "The count, and F1 where there are outlines."
-    key = method, thresholds, parameters
+    key = counter, thresholds, parameters
     if key not in example.known:
-        cells, f1 = COUNTERS[method](example.maps, thresholds, parameters), np.nan
+        cells, f1 = counter(example.maps, thresholds, parameters), np.nan
         if example.truth is not None:
             found = instances_from_cells(cells, example.maps.mask.shape)
             f1 = float(matching(example.truth, found, (0.5,))["f1"].iloc[0])
@@ -132,12 +132,17 @@ def _score_one(
 
 # %% ../../nbs/studies/05_tuning.ipynb #381459ad
 def objective(
-    made: Sequence[Example], method: str, thresholds: Thresholds, parameters: Any
+    made: Sequence[Example],
+    method: str,  # A key of the counters
+    thresholds: Thresholds,
+    parameters: Any,  # Of the method
+    counters: Mapping[str, Callable] = COUNTERS,
 ) -> float:  # 0 to 100
     "How good a method with some parameters is on some images."
+    counter = counters[method]
     with ThreadPoolExecutor(2) as pool:
         scored = list(
-            pool.map(lambda example: _score_one(example, method, thresholds, parameters), made)
+            pool.map(lambda example: _score_one(example, counter, thresholds, parameters), made)
         )
     found, f1 = (np.array(column, float) for column in zip(*scored))
     parts = []
@@ -178,21 +183,22 @@ def _directions(thresholds: Thresholds, parameters: Any, name: str, values: Sequ
 # %% ../../nbs/studies/05_tuning.ipynb #73d0b56a
 def search(
     made: Sequence[Example],
-    method: str,  # A key of COUNTERS
+    method: str,  # A key of the counters
     thresholds: Thresholds,
     parameters: Any,  # Of the method
     candidates: dict[str, Sequence],  # Name -> values to try
     rounds: int = 2,
+    counters: Mapping[str, Callable] = COUNTERS,
 ) -> tuple[float, Thresholds, Any]:  # The score, and what gives it
     "Move one parameter after the other while that is better."
-    best = objective(made, method, thresholds, parameters)
+    best = objective(made, method, thresholds, parameters, counters)
     for _ in range(rounds):
         before = best
         for name, values in progress(list(candidates.items()), f"{method}, {best:.2f}"):
             for direction in _directions(thresholds, parameters, name, values):
                 for value in direction:
                     pair = _with(thresholds, parameters, name, value)
-                    if (score := objective(made, method, *pair)) <= best:
+                    if (score := objective(made, method, *pair, counters)) <= best:
                         break
                     best, (thresholds, parameters) = score, pair
         if best == before:
