@@ -210,8 +210,13 @@ def test_other_parameters_are_counted_anew(run):
     settings = systems.Otsu("green", 3, 0, 3)
     maps = systems.SYSTEMS["otsu"].segment(smear, "rbc", settings)
     assert maps.mask.dtype == np.float32 and set(np.unique(maps.mask)) <= {0, 1}
-    cht, watershed = (run.settings.published["do_unet"]["rbc"].count[m] for m in ("cht", "watershed"))
-    count = {m: dataclasses.replace(p, source="mask") for m, p in (("cht", cht), ("watershed", watershed))}
+    cht, watershed = (
+        run.settings.published["do_unet"]["rbc"].count[m] for m in ("cht", "watershed")
+    )
+    count = {
+        m: dataclasses.replace(p, source="mask")
+        for m, p in (("cht", cht), ("watershed", watershed))
+    }
     image = run.data.index.index[0]
     seen = []
     for least in (0, 10**6):
