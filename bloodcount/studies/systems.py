@@ -261,7 +261,7 @@ SYSTEMS: dict[str, System] = {
 
 def system_who(name: str) -> dict[str, str]:
     "A system as the columns of results say it."
-    return {"model": name, "weights": "none", "recipe": ""}
+    return {"model": name, "weights": "none", "recipe": "", "counting": "tuned"}
 
 
 def systems_for(run: Run, cell: str) -> list[str]:
