@@ -10,7 +10,7 @@ import pytest
 from bloodcount.counting import COUNTERS, discs
 from bloodcount.drawing import METHOD_TITLES
 from bloodcount.errors import InputError, IntegrityError
-from bloodcount.segmentation import Maps
+from bloodcount.segmentation import Maps, truth_maps
 from bloodcount.settings import Thresholds, load_settings
 from bloodcount.studies import protocol, systems
 from bloodcount.studies.results import RESULTS, network_title
@@ -122,14 +122,14 @@ def test_metrics_are_ordered_as_their_unit_balls():
 def test_touching_cells_are_parted_by_their_distances(metric):
     truth = ((120, 90, 30), (120, 142, 30), (40, 250, 25))
     maps = Maps(round_mask(*truth).astype(np.float32))
-    found = systems.distance_ccl(maps, HALF, systems.DistanceCCL(metric, 0, 12, 6))
+    found = systems.distance_ccl(maps, HALF, systems.DistanceCCL("mask", 0, metric, 12, 6))
     order = found.centre[np.argsort(found.centre[:, 1])]
     assert order == pytest.approx(np.array([c[:2] for c in truth]), abs=4)
-    one = systems.distance_ccl(maps, HALF, systems.DistanceCCL(metric, 0, 12, 40))
+    one = systems.distance_ccl(maps, HALF, systems.DistanceCCL("mask", 0, metric, 12, 40))
     assert len(one) == 2, "a wide dilation joins maxima that are near"
-    high = systems.distance_ccl(maps, HALF, systems.DistanceCCL(metric, 0, 200, 6))
+    high = systems.distance_ccl(maps, HALF, systems.DistanceCCL("mask", 0, metric, 200, 6))
     assert len(high) == 0
-    small = systems.distance_ccl(maps, HALF, systems.DistanceCCL(metric, 3000, 12, 6))
+    small = systems.distance_ccl(maps, HALF, systems.DistanceCCL("mask", 3000, metric, 12, 6))
     assert len(small) == 2, "the small component is dropped"
 
 
@@ -137,7 +137,7 @@ def test_touching_cells_are_parted_by_their_distances(metric):
 def test_masks_of_one_value_are_counted(value):
     maps = Maps(np.full((30, 40), value, np.float32))
     for metric in systems.METRICS:
-        found = systems.distance_ccl(maps, HALF, systems.DistanceCCL(metric, 0, 1, 3))
+        found = systems.distance_ccl(maps, HALF, systems.DistanceCCL("mask", 0, metric, 1, 3))
         assert len(found) == value
 
 
@@ -203,6 +203,28 @@ def test_tuned_on_training_images_and_scored_on_all(run, monkeypatch):
     }
     assert systems.system_results(run, "plt_count").empty
     assert list(systems.system_counts(run, "plt"))[-3:] == ["model", "weights", "recipe"]
+
+
+def test_the_best_metric_is_kept_and_all_are_told(run, monkeypatch):
+    images = list(run.data.index.index[:2])
+
+    def truth(folder, name):
+        return truth_maps(protocol.read_smear(run.data, name), folder.name)
+
+    monkeypatch.setattr(systems, "read_masks", truth)
+    monkeypatch.setattr(systems, "tuning_images", lambda run, cell, most: images)
+    monkeypatch.setattr(
+        systems, "_DISTANCES", {"rbc": {"min_height": (12, 18), "dilation": (4, 8)}}
+    )
+    tuned = systems.tune_system(run, "tran", "rbc")
+    assert tuned.segmentation is None and tuned.images == images
+    assert set(tuned.scores) == {f"distance_ccl, {metric}" for metric in systems.METRICS}
+    kept = tuned.counting.count["distance_ccl"]
+    assert tuned.scores[f"distance_ccl, {kept.metric}"] == max(tuned.scores.values()) > 60
+    assert tuned.counting.method == "distance_ccl"
+    monkeypatch.setattr(systems, "tuning_images", lambda run, cell, most: [])
+    with pytest.raises(InputError, match="no training images with rbc counts"):
+        systems.tune_system(run, "tran", "rbc")
 
 
 def test_other_parameters_are_counted_anew(run):

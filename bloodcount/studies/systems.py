@@ -194,20 +194,21 @@ METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "quasi-euclidean": quasi_euclidean,
 }
 
-# %% ../../nbs/studies/15_systems.ipynb #9a8ab0f3
+# %% ../../nbs/studies/15_systems.ipynb #fdc5c2bf
 @dataclass(frozen=True)
 class DistanceCCL:
     "Components of the dilated maxima of a distance transform."
 
-    metric: str  # A key of METRICS
+    source: str  # "mask": the only one that it was made for
     min_area: int  # Components of the mask below this are dropped first, px
+    metric: str  # A key of METRICS
     min_height: float  # Maxima lie farther from the background, px
     dilation: int  # Radius, px
 
 
 def distance_ccl(maps: Maps, threshold: Thresholds, settings: DistanceCCL) -> Cells:
     "Cells as the components of the local maxima of a distance transform, dilated so that near ones are one."
-    seen = binary(maps, threshold, "mask", settings.min_area)
+    seen = binary(maps, threshold, settings.source, settings.min_area)
     pad = int(seen.all())  # A distance needs some background to measure from
     height = METRICS[settings.metric](np.pad(seen, pad))
     height = height[pad : height.shape[0] - pad, pad : height.shape[1] - pad]
@@ -226,7 +227,7 @@ def distance_ccl(maps: Maps, threshold: Thresholds, settings: DistanceCCL) -> Ce
 SYSTEM_COUNTERS: dict[str, Callable] = COUNTERS | {"distance_ccl": distance_ccl}
 PARAMETERS: dict[str, type] = METHODS | {"distance_ccl": DistanceCCL}
 
-# %% ../../nbs/studies/15_systems.ipynb #363b97ab
+# %% ../../nbs/studies/15_systems.ipynb #c18e006e
 @dataclass(frozen=True)
 class System:
     "A published system."
@@ -258,7 +259,7 @@ SYSTEMS: dict[str, System] = {
     "grabcut": System("Sudha, Geetha 2020", _as_maps(grabcut_mask), {"wbc": ("cht",)}),
 }
 
-
+# %% ../../nbs/studies/15_systems.ipynb #2541f3c0
 def system_who(name: str) -> dict[str, str]:
     "A system as the columns of results say it."
     return {"model": name, "weights": "none", "recipe": "", "counting": "tuned"}
@@ -283,7 +284,7 @@ QUOTED_ONLY = {
     "li_2021": "Li et al. segment other images (MISP) by U-Net with differential equations, and do not count.",
 }  # fmt: skip
 
-# %% ../../nbs/studies/15_systems.ipynb #63e359e2
+# %% ../../nbs/studies/15_systems.ipynb #da30acd3
 @dataclass(frozen=True)
 class Tuned:
     "How a system segments and counts one cell type."
@@ -301,7 +302,7 @@ def tuned_file(name: str, cell: str) -> Path:
     "Where the parameters of a system lie."
     return SYSTEMS_FOLDER / f"{name}-{cell}.json"
 
-
+# %% ../../nbs/studies/15_systems.ipynb #9de5dfe7
 def read_tuned(
     name: str,  # A key of SYSTEMS
     cell: str,
@@ -325,18 +326,18 @@ def read_tuned(
         reason = " ".join(str(error).split())
         raise IntegrityError(f"{path}: damaged ({reason}). Put the original back.") from None
 
-# %% ../../nbs/studies/15_systems.ipynb #6c2a34a1
+# %% ../../nbs/studies/15_systems.ipynb #9c0318bb
 def segmentations(
     name: str,  # A key of SYSTEMS
     cell: str,
 ) -> list[Any]:  # Settings of its mask
     "What is tried; red cells with and without what the kept settings call a white cell."
     if name == "grabcut":
-        return [GrabCut(*each) for each in product((6.0, 9.0, 12.0, 16.0, 20.0), (3, 5))]
+        return [GrabCut(*each) for each in product((6.0, 9.0, 12.0, 16.0, 20.0), (4,))]
     white = cell == "wbc"
     less = [None] if white else [None, read_tuned("otsu", "wbc").segmentation]
     step = -1 if white else 0
-    tried = product(CHANNELS, (2, 3, 4), (step,), (0, 5, 10), less)
+    tried = product(CHANNELS, (2, 3, 4), (step,), (2, 8), less)
     return [Otsu(*each) for each in tried]
 
 
@@ -353,7 +354,7 @@ def best_segmentation(run: Run, name: str, cell: str, images: list[str]) -> Any:
         dice.append([2 * (m & truth).sum() / max(m.sum() + truth.sum(), 1) for m in masks])
     return tried[int(np.argmax(np.mean(dice, axis=0)))] if dice else tried[0]
 
-# %% ../../nbs/studies/15_systems.ipynb #a8013a01
+# %% ../../nbs/studies/15_systems.ipynb #76076b7b
 _DISTANCES = {
     "rbc": {"min_area": (0, 200, 400, 800), "min_height": (4, 8, 12, 16, 20, 24), "dilation": (2, 4, 6, 8, 11, 14, 18)},
     "wbc": {"min_area": (0, 1000, 2000, 4000), "min_height": (12, 18, 24, 30, 36), "dilation": (4, 8, 12, 18, 24)},
@@ -363,7 +364,7 @@ _DISTANCES = {
 def _starts(run: Run, cell: str, method: str) -> dict[str, Any]:
     "Where the search for a method's parameters begins, by what it is called."
     if method == "distance_ccl":
-        return {f"{method}, {m}": DistanceCCL(m, 200, 12, 8) for m in METRICS}
+        return {f"{method}, {m}": DistanceCCL("mask", 200, m, 12, 8) for m in METRICS}
     published = run.settings.published["do_unet"][cell].count[method]
     return {method: dataclasses.replace(published, source="mask")}
 
@@ -417,7 +418,7 @@ def tune_systems(
             text = json.dumps(dataclasses.asdict(tuned), indent=1, ensure_ascii=False)
             write_text(tuned_file(name, cell), text + "\n")
 
-# %% ../../nbs/studies/15_systems.ipynb #66599ac3
+# %% ../../nbs/studies/15_systems.ipynb #06916aa4
 def _matches(smear: Smear, cell: str, found: Mapping[str, Cells], iou: list[float]) -> list[dict]:
     "How the cells of each method match the outlined ones."
     if cell not in smear.polygons:
@@ -430,7 +431,7 @@ def _matches(smear: Smear, cell: str, found: Mapping[str, Cells], iou: list[floa
         rows += [key | row for row in frame.to_dict("records")]
     return rows
 
-
+# %% ../../nbs/studies/15_systems.ipynb #864cedc6
 def score_by_system(run: Run, cell: str, name: str, image: str) -> dict[str, list[dict]]:
     "The counts and matches of one image, made once."
     tuned, iou = read_tuned(name, cell), steps(*run.settings.evaluate.iou)
@@ -452,7 +453,7 @@ def score_by_system(run: Run, cell: str, name: str, image: str) -> dict[str, lis
     about = (image, cell, name, how, kept, iou)
     return kept_rows(run, f"systems-{cell}", about, make, ("studies.systems",))
 
-# %% ../../nbs/studies/15_systems.ipynb #06c4614b
+# %% ../../nbs/studies/15_systems.ipynb #3edc1a5c
 def system_scores(
     run: Run,
     cell: str,
@@ -471,7 +472,7 @@ def system_scores(
         **{p: pd.DataFrame(rows[p], columns=None if rows[p] else columns[p]) for p in keys}
     )
 
-
+# %% ../../nbs/studies/15_systems.ipynb #92551318
 def system_counts(
     run: Run,
     cell: str,

@@ -13,9 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from scipy.ndimage import find_objects
 
-from ..counting import COUNTERS
+from bloodcount.counting import (
+    COUNTERS,
+    components,
+)
 from ..data import DataSet, Smear, names, read_smear
 from ..errors import InputError
 from bloodcount.evaluation import (
@@ -51,7 +56,7 @@ CANDIDATES: dict[str, dict[str, Sequence]] = {  # By cell type
     },
 }  # fmt: skip
 
-# %% ../../nbs/studies/05_tuning.ipynb #7a3c8f6e
+# %% ../../nbs/studies/05_tuning.ipynb #ecf54029
 @dataclasses.dataclass(frozen=True)
 class Example:
     "A training image, ready to be counted again and again."
@@ -61,20 +66,21 @@ class Example:
     truth: Any  # Its outlined cells, None where there are none
     known: dict = dataclasses.field(default_factory=dict)  # What was scored already
 
-
+# %% ../../nbs/studies/05_tuning.ipynb #7a3c8f6e
 RIM = 150  # px, more than the radius of any cell
 
 
 def trimmed(maps: Maps) -> Maps:
-    "The part of a mask that any candidate leaves something of, and a rim: it counts as the whole does, sooner."
+    "The places of a mask of which any candidate leaves something, each with a rim, stacked: they count as the whole does, sooner."
     # But for CHT with dp > 1, whose coarser grid then begins elsewhere: a circle more or less.
-    seen = maps.mask > min(_CUTS)
-    box = []
-    for axis in (1, 0):
-        there = np.flatnonzero(seen.any(axis))
-        first, last = (there[0], there[-1]) if len(there) else (0, 0)
-        box.append(slice(max(first - RIM, 0), last + RIM + 1))
-    return Maps(maps.mask[*box].copy())
+    side = 2 * RIM + 1
+    near = cv2.dilate((maps.mask > min(_CUTS)).astype(np.uint8), np.ones((side, side), np.uint8))
+    places = components(near)
+    boxes = find_objects(places) or [np.s_[:side, :side]]
+    cut = [np.where(places[box] == i, maps.mask[box], 0) for i, box in enumerate(boxes, 1)]
+    wide = max(part.shape[1] for part in cut)
+    stacked = np.concatenate([np.pad(part, ((0, 0), (0, wide - part.shape[1]))) for part in cut])
+    return Maps(stacked if stacked.size < maps.mask.size else maps.mask.copy())
 
 # %% ../../nbs/studies/05_tuning.ipynb #bbc0c3c5
 def example(smear: Smear, cell: str, counts: dict[str, int], maps: Maps) -> Example:
