@@ -36,7 +36,11 @@ from bloodcount.studies.results import (
     table_of,
     value_of,
 )
-from .tables import mark
+from bloodcount.studies.tables import (
+    COUNTING,
+    counted_by,
+    mark,
+)
 from .tuning import CANDIDATES
 
 # %% ../../nbs/studies/16_choices.ipynb #8807e9fa
@@ -273,24 +277,23 @@ def rule_off(
 
 # %% ../../nbs/studies/16_choices.ipynb #ef7e3022
 def resplit_table(
-    results: pd.DataFrame,  # With rows of `resplit`
-) -> pd.DataFrame:  # One row per cell type; text
+    results: pd.DataFrame,  # With rows of `resplit` and of `rule_off`
+) -> pd.DataFrame:  # One row per cell type and network; text
     "Test images, with the tuned parameters and with those chosen on other images."
     rows = []
     for truth, title in TRUTH_TITLES.items():
         part = results[results["table"] == table_of(RESPLIT, truth)]
-        off = value_of(part[part["condition"] == RULE_OFF], "count_accuracy", "test")
-        part = part[part["condition"] != RULE_OFF]
-        for (model, weights, cell, method), one in part.groupby(
-            ["model", "weights", "cell", "method"], sort=False
-        ):
+        for key, one in part.groupby(COUNTING, sort=False):
+            late = one["condition"] == RULE_OFF
+            off, one = value_of(one[late], "count_accuracy", "test"), one[~late]
             mean, low, high, tuned = (
                 value_of(one, f"count_accuracy{end}", "test")
                 for end in ("", "_low", "_high", "_tuned")
             )
+            by = counted_by(key)
             rows.append({
-                "cells": title, "counted by": METHOD_TITLES[method], "n": f"{one['n'].iloc[0]:.0f}",
-                "as tuned": number(tuned, "count_accuracy") + mark(model, weights, cell, method),
+                "cells": title, "segmented by": by["segmented by"], "counted by": by["counted by"],
+                "n": f"{one['n'].iloc[0]:.0f}", "as tuned": number(tuned, "count_accuracy"),
                 "chosen on other images": f"{number(mean, 'count_accuracy')} [{low:.1f}, {high:.1f}]",
                 "sets tried": one["condition"].iloc[0].partition(" ")[0],
                 "as tuned, but without ‡": number(off, "count_accuracy"),
