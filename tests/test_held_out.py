@@ -1,17 +1,23 @@
 "Training images against test images, the agreement of counts, and other work."
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from bloodcount.data import DataSet
+from bloodcount.settings import PROJECT, load_settings
 from bloodcount.studies import held_out, protocol
 from bloodcount.studies.figures import bland_altman_figure
 from bloodcount.studies.results import AUTHORS_SEGNET, long_form, segnet_counts
 
 
 @pytest.fixture
-def run(index_run) -> protocol.Run:
-    return index_run.by("bloodcount")
+def run(tmp_path) -> protocol.Run:
+    "A run of the paper's profile on the data set's index alone."
+    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
+    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
 
 
 def test_the_authors_segnet_loses_on_held_out_images(run):
@@ -39,12 +45,7 @@ def made_up(run: protocol.Run) -> pd.DataFrame:
 
     def counts(weights: str, method: str, right: list[str]) -> pd.DataFrame:
         predicted = real.where(side.isin(right), real // 2)
-        key = {
-            "cell": "rbc",
-            "method": method,
-            "truth": "rbc_count",
-            **run.by(weights).counted("rbc"),
-        }
+        key = {"cell": "rbc", "method": method, "truth": "rbc_count", **run.by(weights).who("rbc")}
         return pd.DataFrame({"image": real.index, "predicted": predicted, **key})
 
     ours = [counts("bloodcount", "cht", ["test"]), counts("bloodcount", "edt", ["train"])]
@@ -68,7 +69,7 @@ def test_the_best_method_is_chosen_on_training_images_and_of_the_own_network(run
 
 def test_nothing_counted_makes_empty_tables(run):
     counts = pd.DataFrame({"image": ["Im037_0"], "predicted": 100, "cell": "rbc", "method": "cht"})
-    counts = counts.assign(truth="rbc_count", **run.counted("rbc"))
+    counts = counts.assign(truth="rbc_count", **run.who("rbc"))
     results = held_out.held_out(run, counts)
     own = held_out.best_counts(run, counts, results)
     assert held_out.held_out_table(results).empty

@@ -13,14 +13,7 @@ import pandas as pd
 
 from ..drawing import CELL_TITLES, METHOD_TITLES, number
 from ..evaluation import count_accuracy
-from bloodcount.studies.protocol import (
-    TRUTHS,
-    Run,
-    both_ways,
-    compared,
-    groups,
-    score_network,
-)
+from .protocol import TRUTHS, Run, compared, groups, score_network
 from bloodcount.studies.results import (
     AUTHORS_SEGNET,
     MAIN_TRUTH,
@@ -40,13 +33,13 @@ from .tables import COUNTING, agreement_table, counted_by
 # %% ../../nbs/studies/07_held_out.ipynb #abf903e7
 def every_count(
     run: Run,
-) -> pd.DataFrame:  # image, cell, method, predicted, truth, model, weights, recipe, counting
+) -> pd.DataFrame:  # image, cell, method, predicted, truth, model, weights, recipe
     "What every compared network counts by every method, and the counts that the authors published of their SegNet."
     frames = []
     for cell, truths in TRUTHS.items():
         ours = [
-            score_network(each, cell).counts.assign(**each.counted(cell))
-            for each in both_ways(run, cell)
+            score_network(each, cell).counts.assign(**each.who(cell))
+            for each in compared(run, cell)
         ]
         frames += [counts.assign(truth=truth) for counts in ours for truth in truths]
         theirs = max(segnet_counts(truths[0]), key=len)
@@ -136,7 +129,7 @@ def held_out_table(
 # %% ../../nbs/studies/07_held_out.ipynb #3f602f1f
 def own_rows(run: Run, rows: pd.DataFrame, cell: str) -> pd.DataFrame:
     "The rows of the run's own network for a cell type, of counts or of results."
-    who = {"cell": cell, **run.counted(cell)}
+    who = {"cell": cell, **run.who(cell)}
     return rows[(rows[list(who)] == list(who.values())).all(axis=1)]
 
 
@@ -176,7 +169,7 @@ def agreement_results(
     "Every score of agreement of the run's own counts."
     columns = ["image", "cell", "method", "predicted"]
     frames = [
-        count_results(run, part[columns], MAIN_TRUTH[cell], run.counted(cell), AGREEMENT)
+        count_results(run, part[columns], MAIN_TRUTH[cell], run.who(cell), AGREEMENT)
         for cell, part in counts.groupby("cell", sort=False)
     ]
     return joined(run, frames)
