@@ -161,7 +161,12 @@ def test_what_was_tampered_with_is_made_anew(smoke):
 def test_results_hold_what_is_there_whoever_made_it(official):
     "In a fresh clone the tables are there, and the runs that made them are not."
     for name in ("01_mine", "02_theirs"):
-        frame = pd.DataFrame({column: [1.0 if column in ("level", "n", "value", "paper") else name] for column in RESULTS})
+        frame = pd.DataFrame(
+            {
+                column: [1.0 if column in ("level", "n", "value", "paper") else name]
+                for column in RESULTS
+            }
+        )
         text = frame.to_csv(index=False)
         write = f"(out / 'numbers' / 'results_{name}.csv').write_text({text!r})"
         make = "(out / 'numbers').mkdir()"
