@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,12 +82,13 @@ class Stopped(KeyboardInterrupt):
 # %% ../nbs/12_cli.ipynb #9882d9c3
 @contextmanager
 def stoppable() -> Iterator[None]:
-    "Let SIGTERM and SIGHUP stop a command as Ctrl-C does."
+    "Let SIGTERM and SIGHUP stop a command as Ctrl-C does, where Python allows it: in the main thread."
 
     def stop(number: int, frame: object) -> None:
         raise Stopped(number)
 
-    named = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+    main = threading.current_thread() is threading.main_thread()
+    named = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP") if main)
     before = {number: signal.signal(number, stop) for number in named if number}
     try:
         yield
@@ -96,13 +98,10 @@ def stoppable() -> Iterator[None]:
 
 # %% ../nbs/12_cli.ipynb #acff425b
 app = typer.Typer(
-    cls=OneSentence,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    cls=OneSentence, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 all is well; 1 some inputs failed, the others are done; 2 bad usage or bad input; 3 data or weights are damaged, or not fetched yet.",
-)
+)  # fmt: skip
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data", help="Get the data, check them, draw a synthetic sample.")
 
