@@ -13,6 +13,7 @@ html_theme = "sphinx_book_theme"
 html_title = "bloodcount"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # Light or dark, as the reader's system is
 html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
