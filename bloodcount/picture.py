@@ -266,8 +266,8 @@ def listening() -> Iterator[None]:
 # %% ../nbs/11_picture.ipynb #0101b6e3
 BLOCK_PIXELS = 100_000_000  # Larger pictures are counted in blocks
 SIDE, MARGIN = 4096, 256  # Of a block and around it, px
-# What mapping and counting a pixel needs at the most. Measured on drawn smears of 4, 9 and 17 megapixels, as the
-# highest resident memory less that of the loaded networks: 49 to 109 with the paper's networks, 24 to 128 with stars
+# What mapping and counting a pixel needs at the most. Measured on drawn smears, as the highest resident memory less
+# that of the loaded networks: 49 to 109 with the paper's networks (4, 9, 17 megapixels), 24 to 128 with stars (4, 9)
 BYTES_PER_PIXEL = 120
 Tell = Callable[[int, int], None]  # Called with blocks done and blocks in all
 
