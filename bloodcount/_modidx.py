@@ -1101,6 +1101,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.network_folder': ( 'studies/protocol.html#network_folder',
                                                                                              'bloodcount/studies/protocol.py'),
+                                             'bloodcount.studies.protocol.network_of': ( 'studies/protocol.html#network_of',
+                                                                                         'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.progress': ( 'studies/protocol.html#progress',
                                                                                        'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.run_data': ( 'studies/protocol.html#run_data',

@@ -1,14 +1,19 @@
 """What several test files share."""
 
+import dataclasses
 import os
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bloodcount.data import DataSet
 from bloodcount.errors import RunError
 from bloodcount.fetch import authors
-from bloodcount.settings import load_settings
+from bloodcount.settings import PROJECT, load_settings
+from bloodcount.studies.protocol import Run, sample_data
 
 ROOT = Path(__file__).parent.parent
 # The files that take longest, the longest first: two at once end together only if these begin first.
@@ -46,3 +51,27 @@ def authors_folder() -> Path:
     except RunError as error:
         pytest.skip(f"The authors' weights are not here: {error}")
     return folder
+
+
+@pytest.fixture
+def sample_run(tmp_path) -> Callable[..., Run]:
+    "Makes a run on a few small synthetic smears, every third for testing."
+
+    def make(smears: int = 3, weights: str = "authors", bootstrap: int = 2000) -> Run:
+        settings = load_settings("smoke")
+        settings = dataclasses.replace(
+            settings,
+            sample=dataclasses.replace(settings.sample, smears=smears, height=200, width=240),
+            paths=dataclasses.replace(settings.paths, runs=tmp_path / "runs"),
+            evaluate=dataclasses.replace(settings.evaluate, bootstrap=bootstrap),
+        )
+        return Run(settings, sample_data(settings), weights, 0, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+def index_run(tmp_path) -> Run:
+    "A run of the paper's profile on the data set's index alone."
+    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
+    return Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)

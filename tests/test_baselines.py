@@ -1,8 +1,5 @@
 "What is scored without a network, and what counting the annotations gives."
 
-import dataclasses
-import shutil
-
 import numpy as np
 import pytest
 from matplotlib.collections import PathCollection
@@ -17,20 +14,8 @@ from bloodcount.studies.tables import ceiling_table
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run on three synthetic smears, the last for testing."
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=3, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return protocol.Run(settings, protocol.sample_data(settings), "authors", 0, tmp_path)
-
-
-@pytest.fixture
-def index_run(tmp_path) -> protocol.Run:
-    "A run of the paper's profile on the data set's index alone."
-    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
-    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
+def run(sample_run) -> protocol.Run:
+    return sample_run()
 
 
 @pytest.mark.parametrize("seed", range(3))

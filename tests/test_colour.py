@@ -1,7 +1,5 @@
 "Changes of colour, and the drift of counts."
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,13 +14,8 @@ from bloodcount.synthetic import synthetic_smear
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run on three synthetic smears, the last for testing."
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=3, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return protocol.Run(settings, protocol.sample_data(settings), "authors", 0, tmp_path)
+def run(sample_run) -> protocol.Run:
+    return sample_run()
 
 
 def test_colours_change_as_they_are_told():

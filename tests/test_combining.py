@@ -7,22 +7,15 @@ import pytest
 
 from bloodcount.counting import COUNTERS
 from bloodcount.segmentation import Maps, truth_maps
-from bloodcount.settings import load_settings
 from bloodcount.studies import combining, protocol
 from bloodcount.studies.results import long_form
 from bloodcount.synthetic import synthetic_smear
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> protocol.Run:
-    "A run on three synthetic smears, the last for testing."
+def run(sample_run, tmp_path, monkeypatch) -> protocol.Run:
     monkeypatch.setenv("BLOODCOUNT_PROGRESS", str(tmp_path / "bar"))
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=3, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    few = dataclasses.replace(settings.evaluate, bootstrap=10)
-    settings = dataclasses.replace(settings, sample=sample, paths=paths, evaluate=few)
-    return protocol.Run(settings, protocol.sample_data(settings), "authors", 0, tmp_path)
+    return sample_run(bootstrap=10)
 
 
 def test_combinations_of_equal_networks_change_nothing():

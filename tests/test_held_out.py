@@ -1,23 +1,17 @@
 "Training images against test images, the agreement of counts, and other work."
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from bloodcount.data import DataSet
-from bloodcount.settings import PROJECT, load_settings
 from bloodcount.studies import held_out, protocol
 from bloodcount.studies.figures import bland_altman_figure
 from bloodcount.studies.results import AUTHORS_SEGNET, long_form, segnet_counts
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run of the paper's profile on the data set's index alone."
-    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
-    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
+def run(index_run) -> protocol.Run:
+    return index_run.by("bloodcount")
 
 
 def test_the_authors_segnet_loses_on_held_out_images(run):

@@ -1,7 +1,5 @@
 "The size of cells, parameters that grow with it, and scores at every scale."
 
-import dataclasses
-
 import cv2
 import numpy as np
 import pandas as pd
@@ -21,13 +19,8 @@ PUBLISHED = load_settings("paper").published["do_unet"]
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run on six synthetic smears, every third for testing."
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=6, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return protocol.Run(settings, protocol.sample_data(settings), "authors", 0, tmp_path)
+def run(sample_run) -> protocol.Run:
+    return sample_run(6)
 
 
 @pytest.mark.parametrize("radius", [15, 22, 34, 50, 72])

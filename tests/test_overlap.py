@@ -1,7 +1,5 @@
 "Contacts of cells, and which of them are found."
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,17 +8,14 @@ from scipy import sparse
 from bloodcount.data import DataSet, names, read_smear
 from bloodcount.evaluation import instances_from_polygons, matching
 from bloodcount.segmentation import truth_maps
-from bloodcount.settings import PROJECT, load_settings
 from bloodcount.studies import overlap, protocol
 from bloodcount.studies.results import long_form, value_of
 from bloodcount.synthetic import synthetic_smear
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run of the paper's profile on the data set's index alone."
-    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
-    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "authors", 0, tmp_path)
+def run(index_run) -> protocol.Run:
+    return index_run.by("authors")
 
 
 def test_contacts_of_discs():

@@ -10,15 +10,12 @@ import pytest
 
 from bloodcount.data import DataSet
 from bloodcount.errors import InputError
-from bloodcount.settings import PROJECT, load_settings
 from bloodcount.studies import protocol, results
 
 
 @pytest.fixture
-def real_index(tmp_path) -> protocol.Run:
-    "A run of the paper's profile on the data set's index alone."
-    shutil.copy(PROJECT / "data" / "all-idb1-index.csv", tmp_path / "index.csv")
-    return protocol.Run(load_settings("paper"), DataSet(tmp_path), "authors", 0, tmp_path)
+def real_index(index_run) -> protocol.Run:
+    return index_run.by("authors")
 
 
 @pytest.mark.parametrize(
@@ -56,13 +53,8 @@ def test_the_authors_segnet_counts_give_their_accuracies(real_index):
 
 
 @pytest.fixture
-def sample_run(tmp_path) -> protocol.Run:
-    "A run on two synthetic smears."
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=2, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return protocol.Run(settings, protocol.sample_data(settings), "authors", 0, tmp_path)
+def small_run(sample_run) -> protocol.Run:
+    return sample_run(2)
 
 
 def scored(run: protocol.Run, monkeypatch) -> list[str]:
@@ -77,43 +69,38 @@ def scored(run: protocol.Run, monkeypatch) -> list[str]:
     return [name for name in run.data.index.index if name in fresh]  # Two are scored at a time
 
 
-def test_scores_are_kept_until_what_they_depend_on_changes(sample_run, monkeypatch):
-    everything = list(sample_run.data.index.index)
-    assert scored(sample_run, monkeypatch) == everything
-    assert scored(sample_run, monkeypatch) == []
-    published = sample_run.settings.published
+def test_scores_are_kept_until_what_they_depend_on_changes(small_run, monkeypatch):
+    everything = list(small_run.data.index.index)
+    assert scored(small_run, monkeypatch) == everything
+    assert scored(small_run, monkeypatch) == []
+    published = small_run.settings.published
     how = published["do_unet"]["rbc"]
     ccl = dataclasses.replace(how.count["ccl"], min_area=300)
     other = dataclasses.replace(how, count={**how.count, "ccl": ccl})
     changed = {**published, "do_unet": {**published["do_unet"], "rbc": other}}
-    settings = dataclasses.replace(sample_run.settings, published=changed)
-    run = dataclasses.replace(sample_run, settings=settings, counting="published")
+    settings = dataclasses.replace(small_run.settings, published=changed)
+    run = dataclasses.replace(small_run, settings=settings, counting="published")
     assert scored(run, monkeypatch) == everything
-    assert scored(sample_run, monkeypatch) == []
+    assert scored(small_run, monkeypatch) == []
 
 
-def test_scores_without_annotations_are_not_taken_for_those_with(sample_run, authors_folder):
+def test_scores_without_annotations_are_not_taken_for_those_with(small_run, authors_folder):
     "Im037_0 comes without them in the authors' package, and with them in the data set."
-    bare = sample_run.folder / "bare"
-    shutil.copytree(sample_run.data.root / "images", bare / "images")
-    index = pd.read_csv(sample_run.data.root / "index.csv")
+    bare = small_run.folder / "bare"
+    shutil.copytree(small_run.data.root / "images", bare / "images")
+    index = pd.read_csv(small_run.data.root / "index.csv")
     index[["rbc_mask", "rbc_edge", "rbc_polygons", "wbc_mask", "plt_mask"]] = 0
     index.to_csv(bare / "index.csv", index=False)
-    without = protocol.score_network(dataclasses.replace(sample_run, data=DataSet(bare)), "plt")
+    without = protocol.score_network(dataclasses.replace(small_run, data=DataSet(bare)), "plt")
     assert len(without.pixels) == 0
-    scores = protocol.score_network(sample_run, "plt")
+    scores = protocol.score_network(small_run, "plt")
     assert scores.counts.equals(without.counts)
-    assert list(scores.pixels["image"].unique()) == list(sample_run.data.index.index)
+    assert list(scores.pixels["image"].unique()) == list(small_run.data.index.index)
 
 
 @pytest.fixture
-def run(tmp_path) -> protocol.Run:
-    "A run on three synthetic smears, the last for testing."
-    settings = load_settings("smoke")
-    sample = dataclasses.replace(settings.sample, smears=3, height=200, width=240)
-    paths = dataclasses.replace(settings.paths, runs=tmp_path / "runs")
-    settings = dataclasses.replace(settings, sample=sample, paths=paths)
-    return protocol.Run(settings, protocol.sample_data(settings), "bloodcount", 0, tmp_path)
+def run(sample_run) -> protocol.Run:
+    return sample_run(weights="bloodcount")
 
 
 def test_rows_are_made_once_and_anew_for_what_has_changed(run):

@@ -57,8 +57,7 @@ class Reproduction:
         "The folders of the networks, of SegNet's masks and of the records of trainings."
         if self.models:
             return {name: self.models / name for name in ("weights", "segnet", "trained")}
-        trained = PROJECT / "data" / "trained"
-        return {"weights": SHIPPED, "segnet": SEGNET_MASKS, "trained": trained}
+        return {"weights": SHIPPED, "segnet": SEGNET_MASKS, "trained": PROJECT / "data/trained"}
 
     @property
     def name(self) -> str:
