@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Smear', 'polygon_mask', 'read_mask', 'write_mask', 'content_sha256', 'read_index', 'read_fingerprint',
-           'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset', 'real_data']
+           'read_same_pictures', 'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset',
+           'real_data']
 
 # %% ../nbs/01_data.ipynb #001167f8
 import hashlib
@@ -94,6 +95,7 @@ def content_sha256(
     return hashlib.sha256(content).hexdigest()
 
 # %% ../nbs/01_data.ipynb #d41401f6
+_ALL_IDB1 = PROJECT / "data" / "all-idb1-index.csv"  # Its index, which comes with the project
 COLUMNS = [
     "image", "width", "height", "all_patient", "rbc_mask", "rbc_edge", "rbc_polygons", "wbc_mask",
     "plt_mask", "rbc_split", "wbc_split", "plt_split", "rbc_count", "wbc_count", "plt_count",
@@ -138,6 +140,18 @@ def read_fingerprint(
         total.update(f"{path.relative_to(root).as_posix()} {content_sha256(path)}\n".encode())
     return total.hexdigest()[:12]
 
+# %% ../nbs/01_data.ipynb #51336530
+def read_same_pictures(
+    root: Path,  # The folder of a data set
+    names: Iterable[str],  # Its images
+) -> list[list[str]]:
+    "Groups of images whose files are the same, byte for byte."
+    groups: dict[str, list[str]] = {}
+    for path in sorted((root / "images").glob("[!.]*.*")):
+        if path.stem in names:
+            groups.setdefault(sha256(path), []).append(path.stem)
+    return [group for group in groups.values() if len(group) > 1]
+
 # %% ../nbs/01_data.ipynb #3c09152a
 @dataclass(frozen=True)
 class DataSet:
@@ -155,11 +169,15 @@ class DataSet:
         "12 hexadecimal digits of what its files say; raises `InputError`."
         return read_fingerprint(self.root)
 
+    @cached_property
+    def same_pictures(self) -> list[list[str]]:
+        "Groups of images whose files are the same, byte for byte."
+        return read_same_pictures(self.root, self.index.index)
+
     @property
     def kind(self) -> str:
         "all-idb1 (all of it), synthetic, one-smear, or other."
-        known = content_sha256(PROJECT / "data" / "all-idb1-index.csv")
-        if content_sha256(self.root / "index.csv") == known:
+        if content_sha256(self.root / "index.csv") == content_sha256(_ALL_IDB1):
             return "all-idb1"
         if all(name.startswith("Syn") for name in self.index.index):
             return "synthetic"

@@ -28,6 +28,9 @@ NETWORK_TITLES = {
     "segnet": "SegNet",
     "segnet_3x3": "SegNet, 3x3 pooling",
     "truth": "truth",
+    "otsu": "Otsu, morphology (Bhavnani et al.)",
+    "tran": "our SegNet (after Tran et al.)",
+    "grabcut": "edge-strength GrabCut (Sudha, Geetha)",
 }
 METHOD_TITLES = {
     "cht": "CHT",
@@ -35,6 +38,7 @@ METHOD_TITLES = {
     "watershed": "Watershed",
     "edt": "EDT",
     "ccl_mask": "CCL on the mask",
+    "distance_ccl": "Distance, CCL",
 }
 
 # %% ../nbs/09_drawing.ipynb #deacf22d
@@ -44,6 +48,7 @@ METHOD_COLOURS = {
     "watershed": "#009E73",
     "edt": "#CC79A7",
     "ccl_mask": "#5D3A1A",
+    "distance_ccl": "#000000",
 }
 CELL_COLOURS = {"rbc": "#882255", "wbc": "#56B4E9", "plt": "#E69F00"}
 LINE_COLOURS = ["#004488", "#BB5566", "#DDAA33", "#222222", "#6699CC", "#997700"]

@@ -43,7 +43,7 @@ def test_the_area_of_a_true_mask_counts_cells_that_do_not_overlap(run):
     assert one > 0 and list(areas["image"]) == list(run.data.index.index)
     results = baselines.counted_by_area(run, areas, "plt_count", TRUTH)
     assert results["value"].notna().any() and set(results["condition"]) == {baselines.AREA}
-    assert set(results["quantity"]) == {"count_accuracy", "bias"}
+    assert set(results["quantity"]) == {"count_accuracy", "bias", "count"}
     assert baselines.counted_by_area(run, areas.iloc[:0], "plt_count", TRUTH).empty
 
 

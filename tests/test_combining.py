@@ -66,7 +66,10 @@ def test_combinations_stand_beside_the_networks_alone(run, monkeypatch):
     tables = ["combining_rbc_count", "combining_wbc_count"]
     tables += ["combining_plt_count", "combining_plt_mask_components"]
     assert results["table"].unique().tolist() == tables
-    red = results[(results["table"] == "combining_rbc_count") & (results["images"] == "test")]
+    mine = results["counting"] == np.where(results["weights"] == "authors", "published", "tuned")
+    red = results[
+        (results["table"] == "combining_rbc_count") & (results["images"] == "test") & mine
+    ]
     value = red[red["quantity"] == "count_accuracy"].set_index(["weights", "condition", "method"])
     value = value["value"]
     assert value["authors", "", "ccl"] > 80 and value["bloodcount", "", "ccl"] == 0
@@ -81,8 +84,9 @@ def test_combinations_stand_beside_the_networks_alone(run, monkeypatch):
     table = combining.combining_table(run, results)
     table = table[table["cells"] == "red cells"]
     ccl = table[table["counted by"] == "CCL"]["maps"].tolist()
+    assert ccl.count("our DO-U-Net alone") == 2, "counted both ways"
     titles = [combination.title for combination in combining.COMBINATIONS.values()]
-    assert ccl == ["authors' DO-U-Net alone", *titles, "our DO-U-Net alone"]
+    assert set(ccl) == {"authors' DO-U-Net alone", *titles, "our DO-U-Net alone"}
     assert "F1, test" in table.columns
 
 

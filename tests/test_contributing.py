@@ -48,7 +48,7 @@ for cell in ("rbc", "wbc", "plt"):
     found = count(truth_maps(smear, cell), counting, "blobs")
     assert abs(len(found) - smear.counts[cell]) <= 1, cell
     assert "blobs" in Run(settings, None, "bloodcount", 0, PROJECT).how(cell).count, cell
-assert COUNTERS.keys() == METHOD_TITLES.keys() == METHOD_COLOURS.keys()
+assert COUNTERS.keys() <= METHOD_TITLES.keys() == METHOD_COLOURS.keys()
 print(PROJECT)
 """
 

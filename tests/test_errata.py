@@ -42,7 +42,7 @@ def test_the_paper_against_the_data(real_run, real_results):
     assert results["value"].isna().sum() == 3, "epochs, and the images of phase 2"
     dice = results["value"].xs("dice_of_two_annotations").round(3)
     assert dice.droplevel("images").to_dict() == {"rbc": 0.992, "wbc": 0.977, "plt": 0.718}
-    assert errata.same_pictures(real_run.data) == [["Im093_0", "Im108_0"]]
+    assert real_run.data.same_pictures == [["Im093_0", "Im108_0"]]
 
 
 def test_the_table_says_all_of_it(real_run, real_results):
@@ -83,7 +83,7 @@ def test_two_annotations_of_one_picture_are_compared(tmp_path):
     fewer = smear.masks | {"plt": np.zeros_like(smear.masks["plt"])}
     again = dataclasses.replace(smear, name="Syn002_0", masks=fewer)
     data = write_dataset(tmp_path / "data", [smear, other, again])
-    assert errata.same_pictures(data) == [["Syn001_0", "Syn002_0"]]
+    assert data.same_pictures == [["Syn001_0", "Syn002_0"]]
     run = protocol.Run(load_settings("smoke"), data, "bloodcount", 0, tmp_path)
     twice = errata.annotated_twice(run).set_index("cell")
     assert twice["dice"].to_dict() == {"rbc": 1, "wbc": 1, "plt": 0}

@@ -39,7 +39,12 @@ def made_up(run: protocol.Run) -> pd.DataFrame:
 
     def counts(weights: str, method: str, right: list[str]) -> pd.DataFrame:
         predicted = real.where(side.isin(right), real // 2)
-        key = {"cell": "rbc", "method": method, "truth": "rbc_count", **run.by(weights).who("rbc")}
+        key = {
+            "cell": "rbc",
+            "method": method,
+            "truth": "rbc_count",
+            **run.by(weights).counted("rbc"),
+        }
         return pd.DataFrame({"image": real.index, "predicted": predicted, **key})
 
     ours = [counts("bloodcount", "cht", ["test"]), counts("bloodcount", "edt", ["train"])]
@@ -63,7 +68,7 @@ def test_the_best_method_is_chosen_on_training_images_and_of_the_own_network(run
 
 def test_nothing_counted_makes_empty_tables(run):
     counts = pd.DataFrame({"image": ["Im037_0"], "predicted": 100, "cell": "rbc", "method": "cht"})
-    counts = counts.assign(truth="rbc_count", **run.who("rbc"))
+    counts = counts.assign(truth="rbc_count", **run.counted("rbc"))
     results = held_out.held_out(run, counts)
     own = held_out.best_counts(run, counts, results)
     assert held_out.held_out_table(results).empty

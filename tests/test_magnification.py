@@ -80,7 +80,9 @@ def made_up(run: protocol.Run) -> pd.DataFrame:
 def test_scores_have_the_way_as_condition_and_the_scale_as_level(run):
     counts = made_up(run)
     frame = magnification.scale_results(run, counts)
-    assert set(frame["table"]) == {"magnification"} and set(frame["images"]) == {"test"}
+    assert set(frame["table"]) == {"magnification"}
+    frame, single = frame[frame["quantity"] != "count"], frame[frame["quantity"] == "count"]
+    assert set(frame["images"]) == {"test"} and len(single) == len(counts)
     value = frame.set_index(["quantity", "condition", "level"])["value"]
     assert value["count_accuracy", "as it is", 0.5] == pytest.approx(25)  # Of 50 and 0
     assert value["count_accuracy", "brought back", 0.5] == 100

@@ -148,7 +148,13 @@ def test_report_needs_no_backend():
 def results(*rows) -> pd.DataFrame:
     "Long form, of platelets by our SegNet, profile paper."
     columns = ["table", "map", "method", "quantity", "images", "value"]
-    known = {"model": "segnet", "weights": "bloodcount", "recipe": "best", "cell": "plt"}
+    known = {
+        "model": "segnet",
+        "weights": "bloodcount",
+        "recipe": "best",
+        "cell": "plt",
+        "counting": "tuned",
+    }
     known |= {"condition": "", "level": np.nan, "n": 30, "paper": np.nan, "profile": "paper"}
     return pd.DataFrame(rows, columns=columns).assign(**known)[RESULTS]
 

@@ -33,6 +33,7 @@ from bloodcount.studies.protocol import (
 )
 from bloodcount.studies.results import (
     MAIN_TRUTH,
+    OF_IMAGES,
     TRUTH,
     TRUTH_TITLES,
     count_results,
@@ -222,7 +223,7 @@ def _baseline(
     counts = counts.assign(cell=truth.partition("_")[0], method="")
     table = table_of("baseline_counts", truth)
     scored = count_results(run, counts, truth, who, table, condition)
-    return scored[scored["quantity"].isin(["count_accuracy", "bias"])]
+    return scored[scored["quantity"].isin(["count_accuracy", "bias", *OF_IMAGES])]
 
 # %% ../../nbs/studies/08_baselines.ipynb #1f931405
 def counted_by_area(
@@ -278,8 +279,8 @@ def best_method(
     own = own_rows(run, counts, cell)
     own = own[(own["truth"] == truth) & (own["method"] == method)]
     own = own[["image", "cell", "method", "predicted"]]
-    results = count_results(run, own, truth, run.who(cell), table_of("baseline_counts", truth))
-    return results[results["quantity"] == "count_accuracy"]
+    results = count_results(run, own, truth, run.counted(cell), table_of("baseline_counts", truth))
+    return results[results["quantity"].isin(["count_accuracy", *OF_IMAGES])]
 
 # %% ../../nbs/studies/08_baselines.ipynb #d654ccc6
 def count_baselines(
@@ -294,7 +295,7 @@ def count_baselines(
             frames.append(by_constant(run, truth))
             frames.append(counted_by_area(run, true_areas(run, cell), truth, TRUTH))
             for each, areas in marked:
-                frames.append(counted_by_area(each, areas, truth, each.who(cell)))
+                frames.append(counted_by_area(each, areas, truth, each.counted(cell)))
                 frames.append(best_method(each, counts, scored, truth))
             frames.append(best_of_paper(run, truth))
     return joined(run, frames)
@@ -302,7 +303,7 @@ def count_baselines(
 # %% ../../nbs/studies/08_baselines.ipynb #e9fdccf8
 def _counted_how(key: tuple[str, ...], level: float) -> str:
     "How a baseline counts, in words, from the columns COUNTING and condition."
-    model, weights, recipe, cell, method, condition = key
+    model, weights, recipe, cell, counting, method, condition = key
     if condition == CONSTANT:
         return f"{condition}, {level:.0f}"
     network = network_title(model, weights, recipe, cell)
@@ -366,7 +367,7 @@ def error_parts(
             continue
         perfect = results[results["table"] == f"ceilings_{cell}"]
         counts = score_network(run, cell).counts
-        found = count_results(run, counts, truth, run.who(cell), "")
+        found = count_results(run, counts, truth, run.counted(cell), "")
         for method in run.how(cell).count:
             on_truth, on_maps = (
                 value_of(part[part["method"] == method], "count_accuracy", "test")

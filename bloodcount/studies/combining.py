@@ -23,6 +23,7 @@ from bloodcount.studies.protocol import (
     TRUTHS,
     Run,
     Scores,
+    both_ways,
     compared,
     counted_images,
     groups,
@@ -33,6 +34,7 @@ from bloodcount.studies.protocol import (
 )
 from bloodcount.studies.results import (
     MAIN_TRUTH,
+    OF_IMAGES,
     TRUTH_TITLES,
     count_results,
     instance_results,
@@ -132,11 +134,11 @@ def combined_scores(
 def _results(run: Run, truth: str, each: Run, condition: str, scores: Scores) -> pd.DataFrame:
     "What is said of one network alone, or of one combination."
     cell = truth.partition("_")[0]
-    where = truth, each.who(cell), table_of("combining", truth), condition
+    where = truth, each.counted(cell), table_of("combining", truth), condition
     counts = count_results(run, scores.counts, *where)
     frame = joined(run, [counts, instance_results(run, scores.matches, *where)])
     left_out = COMBINATIONS[condition].left_out if condition else ()
-    wanted = frame["quantity"].isin(["count_accuracy", "bias", "f1_50"])
+    wanted = frame["quantity"].isin(["count_accuracy", "bias", "f1_50", *OF_IMAGES])
     return frame[wanted & ~frame["method"].isin(left_out)]
 
 
@@ -144,7 +146,8 @@ def combining_results(run: Run) -> pd.DataFrame:  # Columns RESULTS; a table com
     "Count accuracy, bias and F1 of every combination, beside those of the two networks alone."
     frames = []
     for cell in (cell for cell in TRUTHS if knows(run, cell)):
-        alone = [each for each in (run, other_network(run, cell)) if each]
+        pair = [each.weights for each in (run, other_network(run, cell)) if each]
+        alone = [each for each in both_ways(run, cell) if each.weights in pair]
         scored = [(each, "", score_network(each, cell)) for each in alone]
         scored += [(run, name, combined_scores(run, cell, name)) for name in COMBINATIONS]
         for truth in TRUTHS[cell]:
@@ -174,11 +177,11 @@ def combining_table(
 def _rows_of_truth(run: Run, results: pd.DataFrame, truth: str) -> list[dict[str, str]]:
     part, rows = results[results["table"] == table_of("combining", truth)], []
     benchmark = next(iter(groups(run.data, truth)), "")
-    for (*who, cell, method), by_method in part.groupby(COUNTING, sort=False):
+    for (*who, cell, counting, method), by_method in part.groupby(COUNTING, sort=False):
         for condition, one in by_method.groupby("condition", sort=False):
             alone = f"{network_title(*who, cell)} alone"
             maps = COMBINATIONS[condition].title if condition else alone
             row = {"cells": TRUTH_TITLES[truth], "maps": maps}
-            row["counted by"] = METHOD_TITLES[method]
+            row |= {"counted by": METHOD_TITLES[method], "parameters": counting}
             rows.append(row | _table_row(one, benchmark))
     return rows

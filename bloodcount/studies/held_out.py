@@ -13,7 +13,14 @@ import pandas as pd
 
 from ..drawing import CELL_TITLES, METHOD_TITLES, number
 from ..evaluation import count_accuracy
-from .protocol import TRUTHS, Run, compared, groups, score_network
+from bloodcount.studies.protocol import (
+    TRUTHS,
+    Run,
+    both_ways,
+    compared,
+    groups,
+    score_network,
+)
 from bloodcount.studies.results import (
     AUTHORS_SEGNET,
     MAIN_TRUTH,
@@ -33,13 +40,13 @@ from .tables import COUNTING, agreement_table, counted_by
 # %% ../../nbs/studies/07_held_out.ipynb #abf903e7
 def every_count(
     run: Run,
-) -> pd.DataFrame:  # image, cell, method, predicted, truth, model, weights, recipe
+) -> pd.DataFrame:  # image, cell, method, predicted, truth, model, weights, recipe, counting
     "What every compared network counts by every method, and the counts that the authors published of their SegNet."
     frames = []
     for cell, truths in TRUTHS.items():
         ours = [
-            score_network(each, cell).counts.assign(**each.who(cell))
-            for each in compared(run, cell)
+            score_network(each, cell).counts.assign(**each.counted(cell))
+            for each in both_ways(run, cell)
         ]
         frames += [counts.assign(truth=truth) for counts in ours for truth in truths]
         theirs = max(segnet_counts(truths[0]), key=len)
@@ -129,7 +136,7 @@ def held_out_table(
 # %% ../../nbs/studies/07_held_out.ipynb #3f602f1f
 def own_rows(run: Run, rows: pd.DataFrame, cell: str) -> pd.DataFrame:
     "The rows of the run's own network for a cell type, of counts or of results."
-    who = {"cell": cell, **run.who(cell)}
+    who = {"cell": cell, **run.counted(cell)}
     return rows[(rows[list(who)] == list(who.values())).all(axis=1)]
 
 
@@ -169,7 +176,7 @@ def agreement_results(
     "Every score of agreement of the run's own counts."
     columns = ["image", "cell", "method", "predicted"]
     frames = [
-        count_results(run, part[columns], MAIN_TRUTH[cell], run.who(cell), AGREEMENT)
+        count_results(run, part[columns], MAIN_TRUTH[cell], run.counted(cell), AGREEMENT)
         for cell, part in counts.groupby("cell", sort=False)
     ]
     return joined(run, frames)

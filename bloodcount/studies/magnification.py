@@ -20,9 +20,21 @@ from ..drawing import number
 from ..evaluation import mean_accuracy, pooled_bias
 from ..segmentation import Maps, Segmenter, kept_maps, load_segmenter, maps_name
 from ..settings import Counting, Thresholds
-from .colour import with_weights
-from .protocol import Run, about, kept_rows, maps_folder, two_at_a_time
-from .results import joined, long_form, network_title, value_of
+from bloodcount.studies.protocol import (
+    Run,
+    about,
+    kept_rows,
+    maps_folder,
+    two_at_a_time,
+    with_weights,
+)
+from bloodcount.studies.results import (
+    joined,
+    like_with_like,
+    long_form,
+    network_title,
+    value_of,
+)
 from .tables import COUNTING, counted_by
 from ..tiles import resized
 
@@ -158,12 +170,16 @@ def scale_results(
     counts["images"] = ["test" if name in test else name for name in counts["image"]]
     by = ["method", "images", "scale"]
     for (method, images, scale), part in counts.groupby(by, sort=False):
-        key = {"table": "magnification", **run.who("rbc"), "cell": "rbc", "method": method}
+        key = {"table": "magnification", **run.counted("rbc"), "cell": "rbc", "method": method}
         key |= {"images": images, "level": scale, "n": part["image"].nunique()}
         for way, one in part.groupby("way", sort=False):
             seen = one["predicted"].to_numpy(float), one["real"].to_numpy(float)
             scores = {"count_accuracy": mean_accuracy(*seen), "bias": pooled_bias(*seen)}
             of_way = key | {"condition": way}
+            single = zip(one["image"], one["predicted"])
+            rows += [
+                of_way | {"quantity": "count", "images": name, "value": n} for name, n in single
+            ]
             rows += [of_way | {"quantity": q, "value": value} for q, value in scores.items()]
         rows.append(key | {"quantity": "radius", "value": part["radius"].median()})
     return long_form(run, rows)
@@ -196,7 +212,7 @@ def magnification_points(
 ) -> pd.DataFrame:  # network, method, way, scale, accuracy (percent)
     "The accuracies of the test images to draw, one row a point."
     part = results[(results["table"] == "magnification") & (results["images"] == "test")]
-    part = part[part["quantity"] == "count_accuracy"]
+    part = like_with_like(part[part["quantity"] == "count_accuracy"])
     part = part.rename(columns={"condition": "way", "level": "scale", "value": "accuracy"})
     who = zip(*(part[column] for column in ("model", "weights", "recipe", "cell")))
     part["network"] = [network_title(*each) for each in who]

@@ -26,7 +26,7 @@ from ..segmentation import Maps
 from ..settings import Counting
 from .figures import recall_figure
 from .held_out import own_rows
-from .protocol import Run, about, compared, kept_rows, maps_of, two_at_a_time
+from .protocol import Run, about, both_ways, kept_rows, maps_of, two_at_a_time
 from .results import long_form, value_of
 from .tables import COUNTING, counted_by
 
@@ -109,9 +109,9 @@ def overlap_rows(
 def found_by_contact(
     run: Run,
 ) -> pd.DataFrame:  # The rows of `overlap_rows`, with model, weights, recipe and side
-    "Which outlined red cells every compared network finds, by every method."
+    "Which outlined red cells every both_ways network finds, by every method."
     outlined, frames = names(run.data, "rbc", having=["polygons"]), []
-    for each in compared(run, "rbc"):
+    for each in both_ways(run, "rbc"):
         maps, name_of = maps_of(each, "rbc")
         counting = each.how("rbc")
 
@@ -128,7 +128,7 @@ def found_by_contact(
             return pd.DataFrame(rows).assign(side=smear.splits.get("rbc", ""))
 
         parts = two_at_a_time(found, outlined, f"{about(each, 'rbc')}, overlap")
-        frames += [part.assign(**each.who("rbc")) for part in parts]
+        frames += [part.assign(**each.counted("rbc")) for part in parts]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 # %% ../../nbs/studies/09_overlap.ipynb #6bf13e9f
@@ -153,6 +153,17 @@ def _recall_rows(part: pd.DataFrame) -> list[dict]:
     return rows + [{"quantity": q, "value": v} for q, v in values.items()]
 
 # %% ../../nbs/studies/09_overlap.ipynb #340e8416
+def _image_rows(part: pd.DataFrame) -> list[dict]:
+    "The outlined cells of one image in each class, how many of them were found, and the count."
+    rows = [{"quantity": "count", "value": part["predicted"].iloc[0]}]
+    for kind, classes in KINDS.items():
+        for i, sums in part.groupby(kind)[["cells", "found"]].sum().iterrows():
+            condition = f"{kind}: {list(classes)[i]}"
+            values = {"outlined": sums["cells"], "found": sums["found"]}
+            rows += [{"condition": condition, "quantity": q, "value": v} for q, v in values.items()]
+    return rows
+
+
 def overlap_results(
     run: Run,
     found: pd.DataFrame,  # Of `found_by_contact`
@@ -162,6 +173,9 @@ def overlap_results(
     for key, part in found.groupby([*COUNTING, "side"], sort=False) if len(found) else ():
         where = dict(zip([*COUNTING, "images"], key)) | {"n": part["image"].nunique()}
         rows += [{"table": OVERLAP} | where | row for row in _recall_rows(part)]
+        for image, one in part.groupby("image", sort=False):
+            where |= {"table": OVERLAP, "images": image}
+            rows += [where | row for row in _image_rows(one)]
     return long_form(run, rows)
 
 # %% ../../nbs/studies/09_overlap.ipynb #95847c7a

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'SEGNET_MASKS', 'TRUTHS', 'SCORED_BY', 'sample_data', 'run_data', 'network_of', 'network_folder', 'Run',
-           'start', 'progress', 'two_at_a_time', 'groups', 'Scores', 'score_smear', 'kept_rows', 'score',
-           'counted_images', 'maps_folder', 'has_masks', 'maps_of', 'compared', 'knows', 'about', 'score_network',
-           'score_truth']
+           'start', 'progress', 'two_at_a_time', 'repeats', 'groups', 'Scores', 'score_smear', 'kept_rows', 'score',
+           'counted_images', 'maps_folder', 'has_masks', 'maps_of', 'compared', 'knows', 'about', 'both_ways',
+           'with_weights', 'score_network', 'score_truth']
 
 # %% ../../nbs/studies/00_protocol.ipynb #67747a18
 import dataclasses
@@ -31,7 +31,7 @@ from bloodcount.evaluation import (
     steps,
 )
 from ..files import read_card
-from ..models import counting_for, model_folder
+from ..models import counting_for, model_folder, read_counting
 
 # %% ../../nbs/studies/00_protocol.ipynb #89ff4c61
 from bloodcount.segmentation import (
@@ -124,6 +124,11 @@ class Run:
         card, owner = self.card(cell), "authors" if self.weights == "authors" else "bloodcount"
         return {"model": self.network, "weights": owner, "recipe": card["recipe"] if card else ""}
 
+    def counted(self, cell: str) -> dict[str, str]:
+        "Who counts, as the columns of results say it: the network, and whose parameters."
+        tuned = self.counting == "tuned" and read_counting(network_folder(self, cell))
+        return self.who(cell) | {"counting": "tuned" if tuned else "published"}
+
     def how(self, cell: str) -> Counting:
         "Thresholds and parameters by which the cells are counted."
         published = self.settings.published[self.network][cell]
@@ -176,11 +181,17 @@ def two_at_a_time(make: Callable, items: Sequence, about: str) -> list:
 TRUTHS = {"rbc": ("rbc_count",), "wbc": ("wbc_count",), "plt": ("plt_count", "plt_mask_components")}
 
 
+def repeats(data: DataSet) -> set[str]:
+    "The other names of a picture that is there twice: all but the one of which most is known."
+    known = data.index.notna().sum(axis=1)
+    return {name for same in data.same_pictures for name in same if name != known[same].idxmax()}
+
+
 def groups(
     data: DataSet,
     truth: str,  # A column of the index: a cell type's count, or plt_mask_components
 ) -> dict[str, list[str]]:  # Name -> images, empty groups left out
-    "The groups of images over which a count is scored: all13, all101, all108, train, test."
+    "The groups of images over which a count is scored: all13, all101, all108, train, test; a picture that is there twice counts once."
     cell = truth.partition("_")[0]
     counted = list(data.index.index[data.index[truth].notna()])
     parts = {
@@ -196,7 +207,9 @@ def groups(
     for side in ("train", "test"):
         members = set(names(data, cell, side))
         chosen[side] = [name for name in counted if name in members]
-    return {name: images for name, images in chosen.items() if images}
+    again = repeats(data)
+    once = {group: [n for n in images if n not in again] for group, images in chosen.items()}
+    return {group: images for group, images in once.items() if images}
 
 # %% ../../nbs/studies/00_protocol.ipynb #074ea817
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +366,20 @@ def about(run: Run, cell: str) -> str:
     "The run's network, for a progress bar."
     who = run.who(cell)
     return f"{cell}, {who['model']} {who['weights']}"
+
+# %% ../../nbs/studies/00_protocol.ipynb #2842e825
+def both_ways(run: Run, cell: str) -> list[Run]:
+    "Every network to compare: counted with parameters tuned for it, where it was tuned, then as the authors count."
+    ways = []
+    for each in compared(run, cell):
+        tuned, published = (dataclasses.replace(each, counting=c) for c in ("tuned", "published"))
+        ways += [tuned, published] if tuned.counted(cell)["counting"] == "tuned" else [published]
+    return ways
+
+
+def with_weights(run: Run, cell: str) -> list[Run]:
+    "Of the networks to compare, both ways, those whose weights are there, so that they can map any image."
+    return [each for each in both_ways(run, cell) if each.weights != "segnet"]
 
 # %% ../../nbs/studies/00_protocol.ipynb #5432e1b4
 def score_network(

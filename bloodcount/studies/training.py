@@ -34,13 +34,16 @@ from bloodcount.studies.protocol import (
 )
 from bloodcount.studies.results import (
     CHOSEN,
+    OF_IMAGES,
     RESULTS,
     TABLE_II,
     TRUTH_TITLES,
     images_title,
     long_form,
     network_results,
+    published,
     table_of,
+    typed,
     value_of,
 )
 from .tables import map_title
@@ -99,15 +102,14 @@ def score_model(
     if cell == "rbc" and card["network"] == "do_unet":
         frames.append(score_tiles(run, cell))
     results = pd.concat([frame for frame in frames if len(frame)])
+    results = results[~results["quantity"].isin(OF_IMAGES)]
     write_text(folder / "scores.csv", results.round(6).to_csv(index=False, lineterminator="\n"))
     return results
 
 
 def read_scores(folder: Path) -> pd.DataFrame:  # Columns RESULTS
     "What `score_model` wrote."
-    texts = ("recipe", "map", "method", "condition", "images")
-    scores = pd.read_csv(folder / "scores.csv", dtype=dict.fromkeys(texts, str))
-    return scores.fillna(dict.fromkeys(texts, ""))
+    return typed(pd.read_csv(folder / "scores.csv", dtype=str).reindex(columns=RESULTS))
 
 # %% ../../nbs/studies/06_training.ipynb #18ecdbac
 # Training images that a new model is tuned on at most: the search counts each of them hundreds of times.
@@ -378,6 +380,15 @@ def _trained_as(weights: str, cell: str, recipe: str, seeds: int) -> str:
     return recipe_title(cell, recipe) + ships + (f", mean of {seeds} seeds" if seeds > 1 else "")
 
 # %% ../../nbs/studies/06_training.ipynb #0332809e
+def _printed_loss(part: pd.DataFrame) -> str:
+    "The loss that Table II prints for a map; none where it has no other number either."
+    printed, first = published(), part.iloc[0]
+    recipe = "model_a" if first["recipe"] == "model_a" else "model_b"
+    same = (printed["quantity"] == "loss") & (printed["map"] == first["map"])
+    known = printed.loc[same & (printed["recipe"] == recipe), "value"]
+    return number(known.iloc[0]) if part["paper"].notna().any() else ""
+
+
 def table_2(
     scores: pd.DataFrame,
 ) -> pd.DataFrame:  # Columns RESULTS in; one row per map and network out; text
@@ -393,6 +404,7 @@ def table_2(
             one = part[part["quantity"] == quantity]  # A row for each seed
             row[f"{title}, paper"] = number(one["paper"].iloc[0], quantity)
             row[title] = number(one["value"].mean(), quantity)
+        row["loss, paper"] = _printed_loss(part)
         row["MSE"] = number(part.loc[part["quantity"] == "mse", "value"].mean())
         rows.append(row)
     return pd.DataFrame(rows)

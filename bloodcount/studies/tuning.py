@@ -8,14 +8,19 @@ __all__ = ['CANDIDATES', 'RIM', 'Example', 'trimmed', 'example', 'crowded', 'tun
 
 # %% ../../nbs/studies/05_tuning.ipynb #14c9f141
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from scipy.ndimage import find_objects
 
-from ..counting import COUNTERS
+from bloodcount.counting import (
+    COUNTERS,
+    components,
+)
 from ..data import DataSet, Smear, names, read_smear
 from ..errors import InputError
 from bloodcount.evaluation import (
@@ -51,7 +56,7 @@ CANDIDATES: dict[str, dict[str, Sequence]] = {  # By cell type
     },
 }  # fmt: skip
 
-# %% ../../nbs/studies/05_tuning.ipynb #7a3c8f6e
+# %% ../../nbs/studies/05_tuning.ipynb #ecf54029
 @dataclasses.dataclass(frozen=True)
 class Example:
     "A training image, ready to be counted again and again."
@@ -59,21 +64,23 @@ class Example:
     maps: Maps
     counts: dict[str, int]  # By truth
     truth: Any  # Its outlined cells, None where there are none
+    known: dict = dataclasses.field(default_factory=dict)  # What was scored already
 
-
+# %% ../../nbs/studies/05_tuning.ipynb #7a3c8f6e
 RIM = 150  # px, more than the radius of any cell
 
 
 def trimmed(maps: Maps) -> Maps:
-    "The part of a mask that any candidate leaves something of, and a rim: it counts as the whole does, sooner."
+    "The places of a mask of which any candidate leaves something, each with a rim, stacked: they count as the whole does, sooner."
     # But for CHT with dp > 1, whose coarser grid then begins elsewhere: a circle more or less.
-    seen = maps.mask > min(_CUTS)
-    box = []
-    for axis in (1, 0):
-        there = np.flatnonzero(seen.any(axis))
-        first, last = (there[0], there[-1]) if len(there) else (0, 0)
-        box.append(slice(max(first - RIM, 0), last + RIM + 1))
-    return Maps(maps.mask[*box].copy())
+    side = 2 * RIM + 1
+    near = cv2.dilate((maps.mask > min(_CUTS)).astype(np.uint8), np.ones((side, side), np.uint8))
+    places = components(near)
+    boxes = find_objects(places) or [np.s_[:side, :side]]
+    cut = [np.where(places[box] == i, maps.mask[box], 0) for i, box in enumerate(boxes, 1)]
+    wide = max(part.shape[1] for part in cut)
+    stacked = np.concatenate([np.pad(part, ((0, 0), (0, wide - part.shape[1]))) for part in cut])
+    return Maps(stacked if stacked.size < maps.mask.size else maps.mask.copy())
 
 # %% ../../nbs/studies/05_tuning.ipynb #bbc0c3c5
 def example(smear: Smear, cell: str, counts: dict[str, int], maps: Maps) -> Example:
@@ -117,25 +124,31 @@ def examples(run: Run, cell: str, most: int | None = None) -> list[Example]:
 
 
 def _score_one(
-    example: Example, method: str, thresholds: Thresholds, parameters: Any
+    example: Example, counter: Callable, thresholds: Thresholds, parameters: Any
 ) -> tuple[int, float]:
     "The count, and F1 where there are outlines."
-    cells = COUNTERS[method](example.maps, thresholds, parameters)
-    if example.truth is None:
-        return len(cells), np.nan
-    shape = example.maps.mask.shape
-    return len(cells), float(
-        matching(example.truth, instances_from_cells(cells, shape), (0.5,))["f1"].iloc[0]
-    )
+    key = counter, thresholds, parameters
+    if key not in example.known:
+        cells, f1 = counter(example.maps, thresholds, parameters), np.nan
+        if example.truth is not None:
+            found = instances_from_cells(cells, example.maps.mask.shape)
+            f1 = float(matching(example.truth, found, (0.5,))["f1"].iloc[0])
+        example.known[key] = len(cells), f1
+    return example.known[key]
 
 # %% ../../nbs/studies/05_tuning.ipynb #381459ad
 def objective(
-    made: Sequence[Example], method: str, thresholds: Thresholds, parameters: Any
+    made: Sequence[Example],
+    method: str,  # A key of the counters
+    thresholds: Thresholds,
+    parameters: Any,  # Of the method
+    counters: Mapping[str, Callable] = COUNTERS,
 ) -> float:  # 0 to 100
     "How good a method with some parameters is on some images."
+    counter = counters[method]
     with ThreadPoolExecutor(2) as pool:
         scored = list(
-            pool.map(lambda example: _score_one(example, method, thresholds, parameters), made)
+            pool.map(lambda example: _score_one(example, counter, thresholds, parameters), made)
         )
     found, f1 = (np.array(column, float) for column in zip(*scored))
     parts = []
@@ -176,21 +189,22 @@ def _directions(thresholds: Thresholds, parameters: Any, name: str, values: Sequ
 # %% ../../nbs/studies/05_tuning.ipynb #73d0b56a
 def search(
     made: Sequence[Example],
-    method: str,  # A key of COUNTERS
+    method: str,  # A key of the counters
     thresholds: Thresholds,
     parameters: Any,  # Of the method
     candidates: dict[str, Sequence],  # Name -> values to try
     rounds: int = 2,
+    counters: Mapping[str, Callable] = COUNTERS,
 ) -> tuple[float, Thresholds, Any]:  # The score, and what gives it
     "Move one parameter after the other while that is better."
-    best = objective(made, method, thresholds, parameters)
+    best = objective(made, method, thresholds, parameters, counters)
     for _ in range(rounds):
         before = best
         for name, values in progress(list(candidates.items()), f"{method}, {best:.2f}"):
             for direction in _directions(thresholds, parameters, name, values):
                 for value in direction:
                     pair = _with(thresholds, parameters, name, value)
-                    if (score := objective(made, method, *pair)) <= best:
+                    if (score := objective(made, method, *pair, counters)) <= best:
                         break
                     best, (thresholds, parameters) = score, pair
         if best == before:
