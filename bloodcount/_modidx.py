@@ -1437,7 +1437,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'bloodcount/studies/tables.py'),
                                            'bloodcount.studies.tables.map_title': ( 'studies/tables.html#map_title',
                                                                                     'bloodcount/studies/tables.py'),
-                                           'bloodcount.studies.tables.mark': ('studies/tables.html#mark', 'bloodcount/studies/tables.py'),
+                                           'bloodcount.studies.tables.marks': ('studies/tables.html#marks', 'bloodcount/studies/tables.py'),
                                            'bloodcount.studies.tables.pixel_table': ( 'studies/tables.html#pixel_table',
                                                                                       'bloodcount/studies/tables.py'),
                                            'bloodcount.studies.tables.threshold_table': ( 'studies/tables.html#threshold_table',

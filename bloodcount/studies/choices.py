@@ -39,7 +39,7 @@ from bloodcount.studies.results import (
 from bloodcount.studies.tables import (
     COUNTING,
     counted_by,
-    mark,
+    marks,
 )
 from .tuning import CANDIDATES
 
@@ -122,11 +122,11 @@ def head_to_head_table(
                 value_of(one, q, "test")
                 for q in ("count_accuracy", "count_accuracy_other", "lead", "lead_low", "lead_high")
             )
-            marks = mark(model, weights, cell, method or run.how(cell).method)
+            marked = "".join(marks(model, weights, cell, method or run.how(cell).method))
             interval = f" [{low:+.1f}, {high:+.1f}]" if np.isfinite(low) else ""
             rows.append({
                 "cells": title, "counted by": METHOD_TITLES.get(method, BEST), "n": f"{one['n'].iloc[0]:.0f}",
-                "ours": number(ours, "count_accuracy") + marks,
+                "ours": number(ours, "count_accuracy") + marked,
                 "published weights": number(theirs, "count_accuracy"),
                 "ours - published": f"{lead:+.1f}{interval}",
             })  # fmt: skip

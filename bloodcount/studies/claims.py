@@ -17,7 +17,7 @@ from ..models import read_counting
 from ..segmentation import SHIPPED
 from .protocol import TRUTHS
 from .results import CHOSEN, MAIN_TRUTH, RESULTS, images_title, table_of, value_of
-from .tables import mark
+from .tables import marks
 
 # %% ../../nbs/studies/14_claims.ipynb #f4a98fb2
 @dataclass(frozen=True)
@@ -114,14 +114,14 @@ def claims_table(
         test, n = (value_of(ours, claim.quantity, "test", column) for column in ("value", "n"))
         by = f" by {METHOD_TITLES[claim.method]}" if claim.method else ""
         show = partial(number, quantity=claim.quantity)
-        marks = mark(claim.model, "bloodcount", claim.cell, claim.method)
+        marked = "".join(marks(claim.model, "bloodcount", claim.cell, claim.method))
         rows.append({
             "the paper says": f"{claim.says}{by}, {images_title(claim.images)}",
             "its number": show(paper),
             "published weights": show(value_of(theirs, claim.quantity, claim.images)),
             "the same, tuned": show(value_of(tuned, claim.quantity, claim.images) if claim.method else np.nan),
             "ours, same images": show(own),
-            "ours, held out (n)": f"{show(test)}{marks} ({n:.0f})" if np.isfinite(test) else "",
+            "ours, held out (n)": f"{show(test)}{marked} ({n:.0f})" if np.isfinite(test) else "",
             "verdict": verdict(paper, own, np.nan if claim.images == "test" else test),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -155,7 +155,7 @@ def headline_table(
         rows.append({
             "cells": CELL_TITLES[cell], "counted by": METHOD_TITLES[method],
             "held-out images": f"{n:.0f}" if np.isfinite(n) else "",
-            "count accuracy, %": _interval(ours) + mark("do_unet", "bloodcount", cell, method),
+            "count accuracy, %": _interval(ours) + "".join(marks("do_unet", "bloodcount", cell, method)),
             "F1": number(value_of(ours, "f1_50", "test")) or "-",
             "published weights, tuned alike": _interval(theirs),
             "the paper prints": number(printed.max(), "count_accuracy"),

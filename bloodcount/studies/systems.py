@@ -356,8 +356,8 @@ def best_segmentation(run: Run, name: str, cell: str, images: list[str]) -> Any:
 
 # %% ../../nbs/studies/15_systems.ipynb #76076b7b
 _DISTANCES = {
-    "rbc": {"min_area": (0, 200, 400, 800), "min_height": (4, 8, 12, 16, 20, 24), "dilation": (2, 4, 6, 8, 11, 14, 18)},
-    "wbc": {"min_area": (0, 1000, 2000, 4000), "min_height": (12, 18, 24, 30, 36), "dilation": (4, 8, 12, 18, 24)},
+    "rbc": {"min_area": (0, 200, 400, 800, 1200, 1600), "min_height": (4, 8, 12, 16, 20, 24, 28, 32), "dilation": (2, 4, 6, 8, 11, 14, 18)},
+    "wbc": {"min_area": (0, 1000, 2000, 4000), "min_height": (12, 18, 24, 30, 36, 42, 48), "dilation": (4, 8, 12, 18, 24)},
 }  # fmt: skip
 
 
