@@ -293,19 +293,21 @@ def finish(home: Path, *arguments: str) -> str:
 def test_the_command_is_stopped(tmp_path, authors_folder, stop, code):
     "SIGKILL is in test_a_killed_run_goes_on_where_it_was."
     (tmp_path / "notebooks").mkdir()
-    slow = "Path('kernel').write_text(str(os.getpid())); time.sleep(600)"
-    jobs.write_notebook(tmp_path / "notebooks" / "01_slow.ipynb", ANSWER, slow)
-    jobs.write_notebook(tmp_path / "notebooks" / "02_never.ipynb", ANSWER, writes=())
+    slow = "Path(f'kernel-{os.getpid()}').touch(); time.sleep(600)"
+    for name in ("01_slow", "02_slow"):
+        jobs.write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", ANSWER, slow)
+    jobs.write_notebook(tmp_path / "notebooks" / "03_never.ipynb", ANSWER, writes=())
     home = make_home(tmp_path / "home", authors_folder, tmp_path / "notebooks")
     process = start(home)
-    kernel = int(wait_for(lambda: "".join(p.read_text() for p in home.glob("kernel"))))
+    wait_for(lambda: len(list(home.glob("kernel-*"))) == 2)
+    kernels = [int(path.name.partition("-")[2]) for path in home.glob("kernel-*")]
     process.send_signal(stop)
     assert process.wait(timeout=60) == code
-    wait_for(lambda: not alive(kernel), seconds=60)
+    wait_for(lambda: not any(alive(kernel) for kernel in kernels), seconds=60)
     wait_for(lambda: not list((home / "scratch").glob("bloodcount-*")), seconds=60)
     assert not (home / "runs" / "smoke-synthetic").exists()
     log = (home / "log").read_text()
-    assert "02_never ..." not in log and "Traceback" not in log
+    assert "03_never done" not in log and "Traceback" not in log
     if stop == signal.SIGINT:
         assert log.endswith("Interrupted.\n")
 
@@ -327,21 +329,21 @@ def home(tmp_path_factory, authors_folder) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory, authors_folder) -> tuple[Path, dict]:
-    "A project where it was killed when the first images were scored, and what it had kept by then."
+    "A project where it was killed when one notebook was done and images were scored; and what it had kept by then."
     folder = make_home(tmp_path_factory.mktemp("reproduce") / "resumed", authors_folder)
     only = [word for name in NOTEBOOKS[:2] for word in ("--only", name)]
     process = start(folder, *only)
+    runs = folder / "runs"
+    first = runs / "smoke-synthetic" / "figures" / "provenance" / f"{NOTEBOOKS[0]}.json"
+    scored = runs / "cache" / "scores-rbc"
     wait_for(
-        lambda: (
-            list((folder / "runs" / "cache").glob("scores-rbc/[!.]*.json"))
-            or process.poll() is not None
-        )
+        lambda: (first.exists() and list(scored.glob("[!.]*.json"))) or process.poll() is not None
     )
     process.kill()
     process.wait()
     wait_for(lambda: not list((folder / "scratch").glob("bloodcount-*")), seconds=60)
-    there = [path for path in (folder / "runs").rglob("[!.]*") if path.is_file()]
-    kept = {path.relative_to(folder / "runs").as_posix(): path.stat().st_mtime_ns for path in there}
+    there = [path for path in runs.rglob("[!.]*") if path.is_file()]
+    kept = {path.relative_to(runs).as_posix(): path.stat().st_mtime_ns for path in there}
     finish(folder, *only)
     return folder, kept
 

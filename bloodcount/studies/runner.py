@@ -246,12 +246,14 @@ class Outcome(NamedTuple):
 def run(
     job: Job,
     stop: threading.Event | None = None,  # Set when nobody waits for it any longer
-    show: bool = False,  # The notebook's progress bars on this screen
+    show: bool = False,  # Its name and progress bars on this screen
 ) -> Outcome:
     "Run a job, unless it is done; raises `OSError` if its outputs cannot be written."
     began, stop = time.perf_counter(), stop or threading.Event()
     if is_done(job):
         return Outcome("", 0.0)
+    if show:
+        print(f"  {job.notebook} ...", flush=True)
     fault, killed = _attempt(job, stop, show)
     if killed and not stop.is_set():
         fault, _ = _attempt(job, stop, show)
@@ -289,11 +291,12 @@ def _put_into_place(job: Job, written: Path, seconds: float) -> None:
 def on_this_machine(
     jobs: Sequence[Job],
     workers: int,  # Jobs at once
+    show: bool = False,  # Their names and progress bars on this screen
 ) -> Iterator[tuple[Job, Outcome]]:
     "Run jobs; those that run when the iterator is closed are stopped."
     stop, pool = threading.Event(), concurrent.futures.ThreadPoolExecutor(workers)
     try:
-        futures = {pool.submit(run, job, stop): job for job in jobs}
+        futures = {pool.submit(run, job, stop, show): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], _result(future)
     finally:
