@@ -1009,6 +1009,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'bloodcount.studies.page._figure_file': ( 'studies/page.html#_figure_file',
                                                                                    'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page._item': ('studies/page.html#_item', 'bloodcount/studies/page.py'),
+                                         'bloodcount.studies.page._shown_table': ( 'studies/page.html#_shown_table',
+                                                                                   'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page.filled': ('studies/page.html#filled', 'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page.gather_results': ( 'studies/page.html#gather_results',
                                                                                      'bloodcount/studies/page.py'),
