@@ -1282,6 +1282,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner._attempt': ( 'studies/runner.html#_attempt',
                                                                                    'bloodcount/studies/runner.py'),
+                                           'bloodcount.studies.runner._begin': ( 'studies/runner.html#_begin',
+                                                                                 'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner._end_with_parent': ( 'studies/runner.html#_end_with_parent',
                                                                                            'bloodcount/studies/runner.py'),
                                            'bloodcount.studies.runner._execute': ( 'studies/runner.html#_execute',

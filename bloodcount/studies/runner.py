@@ -246,14 +246,12 @@ class Outcome(NamedTuple):
 def run(
     job: Job,
     stop: threading.Event | None = None,  # Set when nobody waits for it any longer
-    show: bool = False,  # Its name and progress bars on this screen
+    show: bool = False,  # The notebook's progress bars on this screen
 ) -> Outcome:
     "Run a job, unless it is done; raises `OSError` if its outputs cannot be written."
     began, stop = time.perf_counter(), stop or threading.Event()
     if is_done(job):
         return Outcome("", 0.0)
-    if show:
-        print(f"  {job.notebook} ...", flush=True)
     fault, killed = _attempt(job, stop, show)
     if killed and not stop.is_set():
         fault, _ = _attempt(job, stop, show)
@@ -296,12 +294,18 @@ def on_this_machine(
     "Run jobs; those that run when the iterator is closed are stopped."
     stop, pool = threading.Event(), concurrent.futures.ThreadPoolExecutor(workers)
     try:
-        futures = {pool.submit(run, job, stop, show): job for job in jobs}
+        futures = {pool.submit(_begin, job, stop, show): job for job in jobs}
         for future in concurrent.futures.as_completed(futures):
             yield futures[future], _result(future)
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _begin(job: Job, stop: threading.Event, show: bool) -> Outcome:
+    if show:
+        print(f"  {job.notebook} ...", flush=True)
+    return run(job, stop, show)
 
 
 def _result(future: Any) -> Outcome:
