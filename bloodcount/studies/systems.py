@@ -366,7 +366,9 @@ def _starts(run: Run, cell: str, method: str) -> dict[str, Any]:
     if method == "distance_ccl":
         return {f"{method}, {m}": DistanceCCL("mask", 200, m, 12, 8) for m in METRICS}
     published = run.settings.published["do_unet"][cell].count[method]
-    return {method: dataclasses.replace(published, source="mask")}
+    # From few votes: of a mask that no circle fits, a search has nothing to go by
+    few = {"votes": min(CANDIDATES[cell]["votes"])} if method == "cht" else {}
+    return {method: dataclasses.replace(published, source="mask", **few)}
 
 
 def _candidates(cell: str, method: str) -> dict[str, Any]:
