@@ -1521,6 +1521,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'bloodcount/studies/tuning.py'),
                                            'bloodcount.studies.tuning.search': ( 'studies/tuning.html#search',
                                                                                  'bloodcount/studies/tuning.py'),
+                                           'bloodcount.studies.tuning.starts': ( 'studies/tuning.html#starts',
+                                                                                 'bloodcount/studies/tuning.py'),
                                            'bloodcount.studies.tuning.trimmed': ( 'studies/tuning.html#trimmed',
                                                                                   'bloodcount/studies/tuning.py'),
                                            'bloodcount.studies.tuning.tune': ('studies/tuning.html#tune', 'bloodcount/studies/tuning.py'),

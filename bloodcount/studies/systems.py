@@ -49,7 +49,7 @@ from bloodcount.studies.protocol import (
     two_at_a_time,
 )
 from .results import count_results, instance_results, joined, table_of
-from .tuning import CANDIDATES, example, search, tuning_images
+from .tuning import CANDIDATES, example, search, starts, tuning_images
 
 # %% ../../nbs/studies/15_systems.ipynb #833a7bd1
 @dataclass(frozen=True)
@@ -402,7 +402,11 @@ def tune_system(
         found = {}
         for title, start in _starts(run, cell, method).items():
             free = _candidates(cell, method)
-            found[title] = search(made, method, threshold, start, free, counters=SYSTEM_COUNTERS)
+            searches = (
+                search(made, method, threshold, each, free, counters=SYSTEM_COUNTERS)
+                for each in starts(start, free)
+            )
+            found[title] = max(searches, key=lambda each: each[0])
             scores[title] = found[title][0]
         count[method] = max(found.values(), key=lambda each: each[0])[2]
     best = max(scores, key=scores.get).partition(",")[0]

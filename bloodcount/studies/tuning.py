@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANDIDATES', 'RIM', 'Example', 'trimmed', 'example', 'crowded', 'tuning_images', 'examples', 'objective', 'search',
-           'tune', 'tune_model']
+           'starts', 'tune', 'tune_model']
 
 # %% ../../nbs/studies/05_tuning.ipynb #14c9f141
 import dataclasses
@@ -211,6 +211,15 @@ def search(
             break
     return best, thresholds, parameters
 
+# %% ../../nbs/studies/05_tuning.ipynb #f7c8f8a5
+def starts(
+    parameters: Any,  # Of a method
+    candidates: dict[str, Sequence],  # Name -> values to try
+) -> list[Any]:
+    "Where searches begin: from the parameters with each value of a rule, for what a rule is worth shows after others have moved."
+    rules = candidates.get("at_least_one", ()) if hasattr(parameters, "at_least_one") else ()
+    return [dataclasses.replace(parameters, at_least_one=rule) for rule in rules] or [parameters]
+
 # %% ../../nbs/studies/05_tuning.ipynb #c811859d
 def tune(
     run: Run,  # With the network that is tuned for
@@ -232,8 +241,11 @@ def tune(
             for k, v in CANDIDATES[cell].items()
             if method == first or k not in ("mask", "edge")
         }
-        found = search(made, method, thresholds, counting.count[method], free)
-        scores[method], thresholds, tuned[method] = found
+        found = [
+            search(made, method, thresholds, start, free)
+            for start in starts(counting.count[method], free)
+        ]
+        scores[method], thresholds, tuned[method] = max(found, key=lambda each: each[0])
     best = max((m for m in scores if m != "ccl_mask"), key=scores.get)
     return Counting(thresholds, best, tuned), scores
 
