@@ -27,8 +27,9 @@ def counts_of(run: protocol.Run, weights: str, short: float) -> pd.DataFrame:
     return pd.concat([frame.assign(method=method) for method in run.how("rbc").count])
 
 
-def test_a_lead_is_taken_image_by_image(index_run, tuned):
+def test_a_lead_is_taken_image_by_image(index_run, tuned, monkeypatch):
     run = index_run
+    monkeypatch.setattr(choices, "MAIN_TRUTH", {"rbc": "rbc_count"})
     counts = pd.concat([counts_of(run, "bloodcount", 0.1), counts_of(run, "authors", 0.3)])
     results = choices.head_to_head(run, counts, held_out.held_out(run, counts))
     assert set(results["table"]) == {"head_to_head_rbc_count"}

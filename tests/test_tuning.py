@@ -55,7 +55,7 @@ def test_only_training_images_are_tuned_on(tmp_path):
 def test_a_cut_is_found_behind_worse_ones_and_a_rule_is_tried(monkeypatch):
     by_cut = {0.1: 80.0, 0.2: 60.0, 0.3: 65.0}
 
-    def score(made, method, thresholds, parameters):
+    def score(made, method, thresholds, parameters, counters):
         return by_cut[thresholds.mask] + 2 * parameters.at_least_one
 
     monkeypatch.setattr(tuning, "objective", score)
@@ -93,3 +93,12 @@ def test_a_model_is_tuned_on_its_training_images(tmp_path, monkeypatch):
     assert scores[counting.method] == max(scores.values()) == 100
     write_counting(tmp_path, counting)
     assert read_counting(tmp_path) == counting
+
+
+def test_a_rule_is_searched_from_both_its_values():
+    watershed = PUBLISHED["wbc"].count["watershed"]
+    begun = tuning.starts(watershed, tuning.CANDIDATES["wbc"])
+    assert [each.at_least_one for each in begun] == [False, True]
+    assert dataclasses.replace(begun[1], at_least_one=watershed.at_least_one) == watershed
+    assert tuning.starts(watershed, tuning.CANDIDATES["plt"]) == [watershed]
+    assert len(tuning.starts(PUBLISHED["wbc"].count["cht"], tuning.CANDIDATES["wbc"])) == 1
