@@ -222,7 +222,8 @@ def watershed(
     if settings.smooth and height.size:
         height = cv2.GaussianBlur(height, (0, 0), settings.smooth)
     markers = peaks(height, settings.min_distance, settings.min_height)
-    everywhere = binary(maps, threshold, "mask", settings.min_area)
+    of_mask = settings.source == "mask"
+    everywhere = seen if of_mask else binary(maps, threshold, "mask", settings.min_area)
     if settings.at_least_one:
         markers = np.concatenate([markers, unmarked(height, markers, everywhere)])
     return cells_from_labels(basins(height, markers, everywhere))
