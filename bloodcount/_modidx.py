@@ -1087,8 +1087,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.Run.by': ( 'studies/protocol.html#run.by',
                                                                                      'bloodcount/studies/protocol.py'),
-                                             'bloodcount.studies.protocol.Run.card': ( 'studies/protocol.html#run.card',
-                                                                                       'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.Run.counted': ( 'studies/protocol.html#run.counted',
                                                                                           'bloodcount/studies/protocol.py'),
                                              'bloodcount.studies.protocol.Run.how': ( 'studies/protocol.html#run.how',

@@ -115,13 +115,10 @@ class Run:
         "The network, a key of bloodcount.networks.MODELS."
         return network_of(self.weights)
 
-    def card(self, cell: str) -> dict | None:
-        "What the trained model says of itself; None for the authors' networks."
-        return read_card(network_folder(self, cell))
-
     def who(self, cell: str) -> dict[str, str]:
         "Network, owner of the weights and recipe, as the columns of results say them."
-        card, owner = self.card(cell), "authors" if self.weights == "authors" else "bloodcount"
+        card = read_card(network_folder(self, cell))
+        owner = "authors" if self.weights == "authors" else "bloodcount"
         return {"model": self.network, "weights": owner, "recipe": card["recipe"] if card else ""}
 
     def counted(self, cell: str) -> dict[str, str]:
@@ -131,9 +128,8 @@ class Run:
 
     def how(self, cell: str) -> Counting:
         "Thresholds and parameters by which the cells are counted."
-        published = self.settings.published[self.network][cell]
-        tuned = self.counting == "tuned"
-        return counting_for(network_folder(self, cell), published) if tuned else published
+        folder, published = network_folder(self, cell), self.settings.published[self.network][cell]
+        return counting_for(folder, published) if self.counting == "tuned" else published
 
     def by(self, weights: str) -> "Run":
         "The same with other weights."
@@ -353,7 +349,9 @@ def compared(run: Run, cell: str) -> list[Run]:
         "segnet": has_masks(run, cell),
     }
     known = [run.weights, *(name for name in COMPARED if name != run.weights)]
-    own = there[run.weights] if run.weights in there else run.card(cell)["cell"] == cell
+    own = (
+        there[run.weights] if run.weights in there else read_card(Path(run.weights))["cell"] == cell
+    )
     return [run.by(name) for name in known if (own if name == run.weights else there[name])]
 
 

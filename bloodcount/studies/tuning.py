@@ -34,7 +34,7 @@ from ..models import write_counting
 from ..paste import paste_cells
 from ..segmentation import Maps
 from ..settings import Counting, Settings, Thresholds
-from .protocol import TRUTHS, Run, maps_of, progress
+from .protocol import TRUTHS, Run, maps_of, network_folder, progress
 
 # %% ../../nbs/studies/05_tuning.ipynb #aa667822
 _CUTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -103,7 +103,7 @@ def tuning_images(
     most: int | None = None,  # As many at most, evenly spaced
 ) -> list[str]:
     "The training images; of red cells those that our network was judged by: it knows the others by heart."
-    card, every = run.card(cell), names(run.data, cell, "train")
+    card, every = read_card(network_folder(run, cell)), names(run.data, cell, "train")
     if card and cell == "rbc":
         every = [name for name in every if name in card["validation"]]
     return every[:: -(-len(every) // most)] if most else every
