@@ -12,7 +12,7 @@ from bloodcount.studies.claims import SAME_IMAGES
 from bloodcount.studies.results import published, typed
 
 PAPER = sorted((PROJECT / "nbs" / "paper").glob("*.ipynb"))
-DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+(?![\w.])")
+DECIMAL = re.compile(r"(?<![\w.])\d[\d,]*\.\d+(?!\w|\.\d)")
 RESULTS = typed(pd.read_csv(PROJECT / "figures" / "results.csv", dtype=str, keep_default_na=False))
 
 
@@ -64,7 +64,8 @@ SAID = {
         "0.98": lambda: twice("wbc"),
         "0.72": lambda: twice("plt"),
     },
-    "README": {"3.11": lambda: 3.11, "3.13": lambda: 3.13},  # Versions of Python
+    # Versions of Python and of the licence
+    "README": {"3.11": lambda: 3.11, "3.13": lambda: 3.13, "2.0": lambda: 2.0},
 }
 
 

@@ -30,7 +30,7 @@ BY_KEY = dict(list(IMAGES.groupby([*KEY, "quantity"])))
 def truth_of(table: str, cell: str) -> str:
     "The column of the index that a table's counts are held against."
     if cell == "plt":
-        published = "plt_count" in table or table == "ceilings_plt_published"
+        published = "plt_count" in table or table in ("ceilings_plt_published", "thresholds")
         return "plt_count" if published else "plt_mask_components"
     return f"{cell}_count"
 
