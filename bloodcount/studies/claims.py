@@ -114,14 +114,15 @@ def claims_table(
         test, n = (value_of(ours, claim.quantity, "test", column) for column in ("value", "n"))
         by = f" by {METHOD_TITLES[claim.method]}" if claim.method else ""
         show = partial(number, quantity=claim.quantity)
-        marked = "".join(marks(claim.model, "bloodcount", claim.cell, claim.method))
+        drawn, ruled = marks(claim.model, "bloodcount", claim.cell, claim.method)
+        alike = value_of(tuned, claim.quantity, claim.images) if claim.method else np.nan
         rows.append({
             "the paper says": f"{claim.says}{by}, {images_title(claim.images)}",
             "its number": show(paper),
             "published weights": show(value_of(theirs, claim.quantity, claim.images)),
-            "the same, tuned": show(value_of(tuned, claim.quantity, claim.images) if claim.method else np.nan),
+            "the same, tuned": show(alike) + (ruled if np.isfinite(alike) else ""),
             "ours, same images": show(own),
-            "ours, held out (n)": f"{show(test)}{marked} ({n:.0f})" if np.isfinite(test) else "",
+            "ours, held out (n)": f"{show(test)}{drawn}{ruled} ({n:.0f})" if np.isfinite(test) else "",
             "verdict": verdict(paper, own, np.nan if claim.images == "test" else test),
         })  # fmt: skip
     return pd.DataFrame(rows)
@@ -152,12 +153,13 @@ def headline_table(
             results["table"].str.startswith("counting_") & (results["cell"] == cell)
             & (results["model"] == "do_unet") & (results["quantity"] == "count_accuracy"), "paper",
         ]  # fmt: skip
+        drawn, ruled = marks("do_unet", "bloodcount", cell, method)
         rows.append({
             "cells": CELL_TITLES[cell], "counted by": METHOD_TITLES[method],
             "held-out images": f"{n:.0f}" if np.isfinite(n) else "",
-            "count accuracy, %": _interval(ours) + "".join(marks("do_unet", "bloodcount", cell, method)),
+            "count accuracy, %": _interval(ours) + drawn + ruled,
             "F1": number(value_of(ours, "f1_50", "test")) or "-",
-            "published weights, tuned alike": _interval(theirs),
+            "published weights, tuned alike": _interval(theirs) + ruled,
             "the paper prints": number(printed.max(), "count_accuracy"),
         })  # fmt: skip
     return pd.DataFrame(rows)
