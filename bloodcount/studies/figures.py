@@ -351,9 +351,11 @@ def _at_rest(points: pd.DataFrame) -> pd.DataFrame:
 def _counted(part: pd.DataFrame) -> str:
     "What the cells of a row are, and how many each network counts in the unchanged images."
     first = part.drop_duplicates("network")
-    many = ", ".join(f"{row.cells:,.0f} by {row.network}" for row in first.itertuples())
-    by = METHOD_TITLES[part["method"].iloc[0]]
-    return f"{CELL_TITLES[part['cell'].iloc[0]].capitalize()}, {by}; unchanged: {many}"
+    many = ", ".join(
+        f"{row.cells:,.0f} by {row.network}, {METHOD_TITLES[row.method]}"
+        for row in first.itertuples()
+    )
+    return f"{CELL_TITLES[part['cell'].iloc[0]].capitalize()}; unchanged: {many}"
 
 # %% ../../nbs/studies/03_figures.ipynb #5946fb5d
 def _drift_axis(ax: Axes, low: float, high: float) -> None:
