@@ -267,7 +267,7 @@ def test_drift_is_nothing_at_the_unchanged_image_and_says_how_many_cells_there_w
     assert dict(zip(*hue.lines[0].get_data())) == {-20: -8, 0: 0, 20: 0}
     assert dict(zip(*gamma.lines[0].get_data())) == {0.6: 625, 1: 0}
     assert gamma.get_yscale() == "symlog" and hue.get_ylim()[1] > 625 > 0 > hue.get_ylim()[0]
-    assert "White cells, Watershed; unchanged: 13 by ours, 13 by theirs" in texts(figure)
+    assert "White cells; unchanged: 13 by ours, Watershed, 13 by theirs, Watershed" in texts(figure)
 
 
 def test_recall_says_how_many_cells_there_are_in_the_colours_of_the_methods():
