@@ -87,7 +87,8 @@ def test_the_rule_alone_is_switched_off(index_run):
     table = choices.resplit_table(
         pd.concat([choices.resplit(run, truth, counts), choices.rule_off(run, truth, counts)])
     )
-    assert len(table) <= 1
+    assert len(table) == 1 and table["as tuned, but without ‡"].tolist() == ["0.00"]
+    assert choices.resplit_table(choices.rule_off(run, truth, counts)).empty, "too few to split"
 
 
 def test_nothing_to_show(index_run):

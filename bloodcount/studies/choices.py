@@ -285,6 +285,8 @@ def resplit_table(
         part = results[results["table"] == table_of(RESPLIT, truth)]
         for key, one in part.groupby(COUNTING, sort=False):
             late = one["condition"] == RULE_OFF
+            if late.all():  # Too few images to split
+                continue
             off, one = value_of(one[late], "count_accuracy", "test"), one[~late]
             mean, low, high, tuned = (
                 value_of(one, f"count_accuracy{end}", "test")
