@@ -27,6 +27,7 @@ from bloodcount.studies import page, protocol, reproduce, runner
 from bloodcount.studies.reproduce import Reproduction, notebook_job
 from bloodcount.studies.results import RESULTS
 from bloodcount.studies.runner import declared_outputs, is_done
+from bloodcount.studies.systems import SYSTEMS
 
 NOTEBOOKS = runner.notebooks()
 COMMAND = [sys.executable, "-c", "from bloodcount.cli import main; main()", "reproduce"]
@@ -419,7 +420,7 @@ def test_results_are_long_form(home):
         values = results[column].astype(str)
         assert all(value == "" or math.isfinite(float(value)) for value in values)
     assert set(results["profile"]) == {"smoke"} and set(results["paper"]) == {""}
-    assert set(results["model"]) <= {"do_unet", "segnet", "truth"}
+    assert set(results["model"]) <= {"do_unet", "segnet", "truth", *SYSTEMS}
     assert set(results["weights"]) <= {"authors", "bloodcount", "none"}
     assert set(results["cell"]) == set(protocol.TRUTHS)
     assert {"cht", "ccl", "watershed", "edt"} <= set(results["method"])
