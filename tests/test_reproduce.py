@@ -178,13 +178,16 @@ def test_results_hold_what_is_there_whoever_made_it(official):
     assert list(pd.read_csv(official.figures / "results.csv")["images"]) == ["01_mine", "02_theirs"]
 
 
-def test_publishing_puts_outputs_into_the_notebooks(official):
+def test_publishing_puts_outputs_into_the_notebooks(official, monkeypatch):
+    told = []  # In the place of README.md, which is the project's own
+    monkeypatch.setattr(reproduce, "write_headline", told.append)
     assert official.official and official.figures == official.settings.paths.figures
     path = write_notebook("01_whole", ANSWER, "seed + 41", "seed + 43")
     source = nbformat.read(path, as_version=4)
     source.cells[-1].metadata.tags = ["licensed"]
     nbformat.write(source, path)
     assert reproduce.reproduce("paper", publish=True) == 0
+    assert len(told) == 1
     published = nbformat.read(path, as_version=4)
     assert [cell.source for cell in published.cells] == [cell.source for cell in source.cells]
     assert [cell.metadata for cell in published.cells] == [cell.metadata for cell in source.cells]
