@@ -46,7 +46,7 @@ from bloodcount.studies.results import (
     table_of,
     value_of,
 )
-from .tables import COUNTING, map_title
+from .tables import COUNTING, counted_by, map_title, marks
 from ..tiles import cut_grid
 
 # %% ../../nbs/studies/08_baselines.ipynb #d8e20100
@@ -306,10 +306,11 @@ def _counted_how(key: tuple[str, ...], level: float) -> str:
     model, weights, recipe, cell, counting, method, condition = key
     if condition == CONSTANT:
         return f"{condition}, {level:.0f}"
-    network = network_title(model, weights, recipe, cell)
     if condition == AREA:
-        return f"{condition}, {network}"
-    return f"{'the paper: ' if weights == 'none' else ''}{network}, {METHOD_TITLES[method]}"
+        of_network, _ = marks(model, weights, cell)
+        return f"{condition}, {network_title(model, weights, recipe, cell)}{of_network}"
+    by = ", ".join(list(counted_by(key[:-1]).values())[:2])
+    return f"the paper: {by}" if weights == "none" else by
 
 # %% ../../nbs/studies/08_baselines.ipynb #890e19ee
 def count_baseline_table(
@@ -367,13 +368,14 @@ def error_parts(
             continue
         perfect = results[results["table"] == f"ceilings_{cell}"]
         counts = score_network(run, cell).counts
-        found = count_results(run, counts, truth, run.counted(cell), "")
+        found, who = count_results(run, counts, truth, run.counted(cell), ""), run.who(cell)
         for method in run.how(cell).count:
             on_truth, on_maps = (
                 value_of(part[part["method"] == method], "count_accuracy", "test")
                 for part in (perfect, found)
             )
-            row = {"cells": TRUTH_TITLES[truth], "counted by": METHOD_TITLES[method]}
+            by = METHOD_TITLES[method] + "".join(marks(who["model"], who["weights"], cell, method))
+            row = {"cells": TRUTH_TITLES[truth], "counted by": by}
             values = {
                 "on the truth": on_truth,
                 "on the network's maps": on_maps,

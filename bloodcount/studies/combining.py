@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..cache import computed_by
 from ..data import names
-from ..drawing import METHOD_TITLES, number
+from ..drawing import number
 from ..segmentation import Maps
 from ..source import digest
 from bloodcount.studies.protocol import (
@@ -39,11 +39,10 @@ from bloodcount.studies.results import (
     count_results,
     instance_results,
     joined,
-    network_title,
     table_of,
     value_of,
 )
-from .tables import COUNTING
+from .tables import COUNTING, counted_by
 
 # %% ../../nbs/studies/13_combining.ipynb #6428bfb7
 def average(own: Maps, other: Maps) -> Maps:
@@ -177,11 +176,11 @@ def combining_table(
 def _rows_of_truth(run: Run, results: pd.DataFrame, truth: str) -> list[dict[str, str]]:
     part, rows = results[results["table"] == table_of("combining", truth)], []
     benchmark = next(iter(groups(run.data, truth)), "")
-    for (*who, cell, counting, method), by_method in part.groupby(COUNTING, sort=False):
+    for key, by_method in part.groupby(COUNTING, sort=False):
         for condition, one in by_method.groupby("condition", sort=False):
-            alone = f"{network_title(*who, cell)} alone"
+            by = counted_by(key)
+            alone = f"{by.pop('segmented by')} alone"
             maps = COMBINATIONS[condition].title if condition else alone
-            row = {"cells": TRUTH_TITLES[truth], "maps": maps}
-            row |= {"counted by": METHOD_TITLES[method], "parameters": counting}
+            row = {"cells": TRUTH_TITLES[truth], "maps": maps} | by
             rows.append(row | _table_row(one, benchmark))
     return rows

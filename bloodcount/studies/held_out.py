@@ -30,7 +30,6 @@ from bloodcount.studies.results import (
     joined,
     long_form,
     published,
-    run_title,
     segnet_counts,
     table_of,
     value_of,
@@ -249,7 +248,7 @@ def related_table(
                 # The authors chose their best epoch on the test images
                 known = "test split" if each.weights == "authors" else "held out"
                 n, value = (value_of(own, "count_accuracy", "test", c) for c in ("n", "value"))
-                by, images = METHOD_TITLES[method], f"{n:.0f}, {known}"
-                title = run_title(each, cell)
-                rows.append(_quoted(title, truth, "count_accuracy", by, images, value))
+                who = own[COUNTING].iloc[0]
+                title, by, _ = counted_by(who).values()
+                rows.append(_quoted(title, truth, "count_accuracy", by, f"{n:.0f}, {known}", value))
     return pd.DataFrame(rows)
