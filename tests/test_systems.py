@@ -42,6 +42,11 @@ def picture(*cells: tuple[int, int, int, int]) -> np.ndarray:
     return image
 
 
+def title(name: str) -> str:
+    who = systems.system_who(name)
+    return network_title(who["model"], who["weights"])
+
+
 # Two red cells, a white one, and a speck
 DRAWN = picture((60, 60, 30, 60), (60, 200, 30, 60), (170, 120, 45, 180), (200, 280, 3, 60))
 
@@ -143,7 +148,7 @@ def test_masks_of_one_value_are_counted(value):
 
 def test_every_method_of_a_system_has_parameters_a_title_and_a_counter():
     for name, system in systems.SYSTEMS.items():
-        assert network_title(**systems.system_who(name))
+        assert title(name)
         for methods in system.methods.values():
             assert set(methods) <= systems.SYSTEM_COUNTERS.keys() & METHOD_TITLES.keys()
             assert set(methods) <= systems.PARAMETERS.keys()
@@ -179,7 +184,7 @@ def test_tuned_on_training_images_and_scored_on_all(run, monkeypatch):
         if name == "grabcut"
         else [systems.Otsu(c, 3, 0 if cell == "rbc" else -1, 3) for c in few["channel"]],
     )  # fmt: skip
-    candidates = {"min_area": (50, 400), "radius": ((24, 56),)}
+    candidates = {"min_area": (50, 400), "radius": ((24, 56),), "votes": (8, 10)}
     monkeypatch.setattr(systems, "CANDIDATES", {"rbc": candidates, "wbc": candidates})
     systems.tune_systems(run)
     train = [n for n in run.data.index.index if run.data.index["rbc_split"][n] == "train"]
@@ -198,9 +203,7 @@ def test_tuned_on_training_images_and_scored_on_all(run, monkeypatch):
     assert f1["watershed", "all3"] > 0.3
     assert results["paper"].isna().all()
     table = counting_table(systems.system_results(run, "wbc_count"))
-    assert set(table["segmented by"]) == {
-        network_title(**systems.system_who(name)) for name in ("otsu", "grabcut")
-    }
+    assert set(table["segmented by"]) == {title(name) for name in ("otsu", "grabcut")}
     assert systems.system_results(run, "plt_count").empty
     assert list(systems.system_counts(run, "plt"))[-3:] == ["model", "weights", "recipe"]
 
