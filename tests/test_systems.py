@@ -205,7 +205,12 @@ def test_tuned_on_training_images_and_scored_on_all(run, monkeypatch):
     table = counting_table(systems.system_results(run, "wbc_count"))
     assert set(table["segmented by"]) == {title(name) for name in ("otsu", "grabcut")}
     assert systems.system_results(run, "plt_count").empty
-    assert list(systems.system_counts(run, "plt"))[-3:] == ["model", "weights", "recipe"]
+    assert list(systems.system_counts(run, "plt"))[-4:] == [
+        "model",
+        "weights",
+        "recipe",
+        "counting",
+    ]
 
 
 def test_the_best_metric_is_kept_and_all_are_told(run, monkeypatch):
