@@ -28,6 +28,7 @@ from bloodcount.studies.reproduce import Reproduction, notebook_job
 from bloodcount.studies.results import RESULTS
 from bloodcount.studies.runner import declared_outputs, is_done
 from bloodcount.studies.systems import SYSTEMS
+from bloodcount.studies.tables import write_table
 
 NOTEBOOKS = runner.notebooks()
 COMMAND = [sys.executable, "-c", "from bloodcount.cli import main; main()", "reproduce"]
@@ -221,6 +222,17 @@ def test_a_page_of_what_is_there(official, tmp_path):
     (official.figures / "table_1.csv").write_text("cell,images\nrbc,13\n")
     reproduce.report("paper", tmp_path / "page.html")
     assert "Table I. Images and tiles" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("rows", [page.FOLDED, page.FOLDED + 1])
+def test_a_long_table_is_folded_and_keeps_its_footnotes(official, rows):
+    official.figures.mkdir()
+    table = pd.DataFrame({"by": ["Watershed‡"] * rows, "test": ["96.11"] * rows})
+    write_table(official.figures / "table_1", table, "A caption.", "profile paper, data 0123")
+    text = page.results_page(official.figures, "Of some data.")
+    assert (f"<summary>The table, {rows} rows</summary>" in text) == (rows > page.FOLDED)
+    assert text.count("| Watershed‡") == rows and text.count("\n‡ `at_least_one`") == 1
+    assert "data 0123" not in text and text.count("Of some data.") == 1
 
 
 def test_artefacts_are_what_the_notebooks_declare():

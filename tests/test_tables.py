@@ -17,10 +17,13 @@ from bloodcount.errors import InputError
 from bloodcount.studies.figures import nothing_to_draw, write_figure
 from bloodcount.studies.results import RESULTS
 from bloodcount.studies.tables import (
+    FOOTNOTES,
     agreement_table,
+    counted_by,
     html_page,
     latex_table,
     latex_text,
+    marks,
     pixel_table,
     threshold_table,
     write_table,
@@ -52,6 +55,32 @@ def test_latex_escapes_and_aligns():
     assert not re.search(r"\\\\\s*[*\[]", latex), "read as an argument of the line break"
     for name in ("table", "tabular"):
         assert latex.count(rf"\begin{{{name}}}") == latex.count(rf"\end{{{name}}}")
+
+
+def counts_by(model: str, weights: str, cell: str, counting: str, method: str) -> list[str]:
+    return list(counted_by((model, weights, "", cell, counting, method)).values())[:2]
+
+
+def test_late_choices_are_marked_where_their_numbers_stand():
+    ours = "do_unet", "bloodcount"
+    assert marks(*ours, "wbc", "watershed") == ("†", "‡") and marks(*ours, "rbc", "watershed") == (
+        "",
+        "",
+    )
+    assert counts_by("do_unet", "authors", "wbc", "tuned", "watershed")[1] == "Watershed‡"
+    assert counts_by("do_unet", "authors", "wbc", "published", "watershed")[1] == "Watershed"
+    network, counter = counts_by(*ours, "wbc", "tuned", "cht")
+    assert network.endswith("†") and counter == "CHT"
+
+
+@pytest.mark.parametrize("shown", ["Watershed", "Watershed‡", "our DO-U-Net†, Watershed‡"])
+def test_a_table_explains_the_marks_that_it_has_and_no_others(tmp_path, shown):
+    write_table(tmp_path / "table_a", pd.DataFrame({"by": [shown]}), "A caption.", "profile smoke")
+    for suffix in (".md", ".tex"):
+        text = (tmp_path / f"table_a{suffix}").read_text()
+        assert [mark for mark in FOOTNOTES if f"{mark} " in text] == [
+            m for m in FOOTNOTES if m in shown
+        ]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")

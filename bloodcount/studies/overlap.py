@@ -109,7 +109,7 @@ def overlap_rows(
 def found_by_contact(
     run: Run,
 ) -> pd.DataFrame:  # The rows of `overlap_rows`, with model, weights, recipe and side
-    "Which outlined red cells every both_ways network finds, by every method."
+    "Which outlined red cells every compared network finds, counted both ways, by every method."
     outlined, frames = names(run.data, "rbc", having=["polygons"]), []
     for each in both_ways(run, "rbc"):
         maps, name_of = maps_of(each, "rbc")

@@ -334,12 +334,12 @@ def html_table(
 
     def line(kind: str, cells: Sequence[str]) -> str:
         theirs = "the paper" in cells
-        marks = [
+        classes = [
             " ".join(["number"] * n + ["paper"] * (p or theirs)) for n, p in zip(numeric, printed)
         ]
         inside = [
             f"<{kind}{f' class={chr(34)}{m}{chr(34)}' if m else ''}>{html.escape(c)}</{kind}>"
-            for m, c in zip(marks, cells)
+            for m, c in zip(classes, cells)
         ]
         return f"<tr>{''.join(inside)}</tr>"
 
