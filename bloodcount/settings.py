@@ -38,7 +38,7 @@ PROJECT = _checkout if (_checkout / "settings.ini").exists() else _package / "_p
 # The folder that relative paths of the settings start from.
 HOME = _checkout if PROJECT == _checkout else Path.cwd()
 
-PROFILES = ("paper", "laptop", "smoke")
+PROFILES = ("paper", "laptop", "gpu", "smoke")
 CELLS = ("rbc", "wbc", "plt")
 NETWORKS = ("do_unet", "segnet", "segnet_3x3")
 

@@ -113,7 +113,7 @@ def read_scores(folder: Path) -> pd.DataFrame:  # Columns RESULTS
 
 # %% ../../nbs/studies/06_training.ipynb #18ecdbac
 # Training images that a new model is tuned on at most: the search counts each of them hundreds of times.
-TUNED_ON = {"paper": 20, "laptop": 20, "smoke": 1}
+TUNED_ON = {"paper": 20, "laptop": 20, "gpu": 20, "smoke": 1}
 
 
 def _tune_once(folder: Path, settings: Settings, data: DataSet) -> None:
