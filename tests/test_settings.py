@@ -300,9 +300,10 @@ def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
 
 
 def test_profiles_differ_only_in_training_and_sizes():
-    paper, laptop, smoke = map(load_settings, PROFILES)
+    paper, laptop, gpu, smoke = map(load_settings, PROFILES)
     trained = {"profile": "paper", "train": paper.train, "recipe": paper.recipe}
     assert dataclasses.replace(laptop, **trained) == paper
+    assert dataclasses.replace(gpu, **trained) == paper
     sizes = {"segment": paper.segment, "sample": paper.sample}
     assert dataclasses.replace(smoke, **trained, **sizes) == paper
 

@@ -23,7 +23,7 @@ from bloodcount.errors import IntegrityError, RunError, SettingsError
 from bloodcount.files import read_card, sha256
 from bloodcount.networks import MODELS, OUTPUTS, do_unet, keras, read_weights, write_weights
 from bloodcount.segmentation import Segmenter, load_segmenter
-from bloodcount.settings import CELLS, load_settings
+from bloodcount.settings import CELLS, PROFILES, load_settings
 from bloodcount.synthetic import sample_smears
 from bloodcount.training import Source, Training, build, prepare, read_checkpoint, sides, train
 
@@ -163,7 +163,7 @@ def test_all_seeds_and_recipes_are_judged_on_the_same_images(mixed):
 def test_only_as_paper_learns_from_test_images():
     using = {
         (cell, name)
-        for profile in ("paper", "laptop", "smoke")
+        for profile in PROFILES
         for cell, recipes in load_settings(profile).recipe.items()
         for name, recipe in recipes.items()
         if "large_with_test" in recipe.stages

@@ -32,14 +32,24 @@ def main(runs: Path, stars: Path, out: Path, sent: Path) -> None:
             print(folder.name, error)
     told = set(sent.read_text().splitlines()) if sent.exists() else set()
     files = [path for root in (stars, runs) for path in sorted(root.rglob("*")) if path.is_file()]
-    files = [path for path in files if path.name not in ("checkpoint.npz", "part.npz") and ".part." not in path.name]
+    files = [
+        path
+        for path in files
+        if path.name not in ("checkpoint.npz", "part.npz") and ".part." not in path.name
+    ]
     files = [path for path in files if not ("segnet" in str(path) and path.suffix == ".npz")]
     again = {".csv", ".log", ".json"}  # Small, and they grow
     files = [path for path in files if str(path) not in told or path.suffix in again]
 
     def order(path: Path) -> tuple:
         name = str(path)
-        return (path.suffix not in again, "stars" not in name, any(i in name for i in INTERMEDIATE), path.suffix != ".npz", name)
+        return (
+            path.suffix not in again,
+            "stars" not in name,
+            any(i in name for i in INTERMEDIATE),
+            path.suffix != ".npz",
+            name,
+        )
 
     files.sort(key=order)
     groups, sizes = [], []

@@ -63,7 +63,9 @@ def draw(number: int, truths: list, seed: int, on_card: bool, out) -> None:
             kinds[unknown] = -1
             labels = np.maximum(chip.labels, 0).astype(np.int16)
             reach = (
-                np.zeros((0,), np.float16) if on_card else targets(chip)[1][..., :RAYS].astype(np.float16)
+                np.zeros((0,), np.float16)
+                if on_card
+                else targets(chip)[1][..., :RAYS].astype(np.float16)
             )
             image = np.rint(255 * np.clip(chip.image, 0, 1)).astype(np.uint8)
             parts.append((image, labels, depth, kinds, reach))
@@ -119,9 +121,14 @@ def reach_on_card():
 
         rng = np.random.default_rng(0)
         labels = np.kron(rng.integers(0, 3, (2, 16, 16)), np.ones((16, 16))).astype(np.int16)
-        true = [star_dist(each.astype(np.int32), RAYS, mode="cpp", grid=(GRID, GRID)) for each in labels]
+        true = [
+            star_dist(each.astype(np.int32), RAYS, mode="cpp", grid=(GRID, GRID)) for each in labels
+        ]
         apart = np.abs(np.asarray(measure(labels)) - np.stack(true))
-        print(f"reach on the card: largest difference {apart.max():.3f} px, mean {apart.mean():.5f}", flush=True)
+        print(
+            f"reach on the card: largest difference {apart.max():.3f} px, mean {apart.mean():.5f}",
+            flush=True,
+        )
         return measure if apart.mean() < 0.02 else None
     except Exception as error:  # noqa: BLE001 without it, the processors measure
         print(f"reach by the processors: {error!r}", flush=True)
@@ -154,7 +161,9 @@ def network(keras, width: int = 32, depth: int = 3, after: int = 64):
             x = layers.Concatenate()([layers.UpSampling2D()(x), skips[level]])
             x = conv(conv(x, width * 2**level), width * 2 ** max(0, level - 1))
         features = layers.Conv2D(after, 3, padding="same", activation="relu", name="features")(x)
-        of_kind = layers.Conv2D(after, 3, padding="same", activation="relu", name="features_class")(x)
+        of_kind = layers.Conv2D(after, 3, padding="same", activation="relu", name="features_class")(
+            x
+        )
     head = {"padding": "same", "dtype": "float32"}
     outputs = [
         layers.Conv2D(1, 1, activation="sigmoid", name="prob", **head)(features),
@@ -174,7 +183,9 @@ def loss_of(found, depth, reach, kinds):
     entropy = -(depth * jnp.log(middle) + (1 - depth) * jnp.log(1 - middle))
     first = (entropy * known).sum() / jnp.maximum(known.sum(), 1)
     near = jnp.abs(reach / UNIT - far)
-    second = (depth * near).mean() / (depth.mean() + 1e-7) + 1e-4 * ((1 - depth) * jnp.abs(far)).mean()
+    second = (depth * near).mean() / (depth.mean() + 1e-7) + 1e-4 * (
+        (1 - depth) * jnp.abs(far)
+    ).mean()
     weight = jnp.array([0.5, 1.0, 1.5, 5.0])
     one_hot = (kinds[..., None] == jnp.arange(4)).astype(jnp.float32)
     third = -(weight * one_hot * jnp.log(jnp.clip(kind, 1e-7, 1 - 1e-7))).sum(-1).mean()
@@ -219,14 +230,20 @@ def main() -> None:
     model = network(keras)
     head = model.get_layer("dist")
     head.bias.assign(np.full(RAYS, 12.0 / UNIT, np.float32))
-    optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.scale_by_adam(), optax.add_decayed_weights(1e-4))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(5.0), optax.scale_by_adam(), optax.add_decayed_weights(1e-4)
+    )
 
     def step(state, rate, image, depth, kinds, reach):
         weights, rest, moments, mean = state
 
         def losses(weights):
-            found, after = model.stateless_call(weights, rest, image.astype(jnp.float32) / 255, training=True)
-            total, parts = loss_of(found, depth.astype(jnp.float32)[..., None], reach.astype(jnp.float32), kinds)
+            found, after = model.stateless_call(
+                weights, rest, image.astype(jnp.float32) / 255, training=True
+            )
+            total, parts = loss_of(
+                found, depth.astype(jnp.float32)[..., None], reach.astype(jnp.float32), kinds
+            )
             return total, (parts, after)
 
         (total, (parts, rest)), slope = jax.value_and_grad(losses, has_aux=True)(weights)
@@ -261,7 +278,9 @@ def main() -> None:
 
     done, rows, saved, start = 0, [], time.perf_counter(), time.perf_counter()
     names = [truth.name for truth in truths]
-    (options.out / "stars.json").write_text(json.dumps({"images": names, "batch": options.batch, "rate": options.rate}))
+    (options.out / "stars.json").write_text(
+        json.dumps({"images": names, "batch": options.batch, "rate": options.rate})
+    )
     while True:
         share = (time.perf_counter() - began) / options.seconds
         if share >= 1:
@@ -276,13 +295,18 @@ def main() -> None:
             told = [round(float(v), 4) for v in losses]
             rows.append([done, round(time.perf_counter() - start, 1), rate, *told])
             print(*rows[-1], "waiting", ready.qsize(), flush=True)
-            (options.out / "stars.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+            (options.out / "stars.csv").write_text(
+                "\n".join(",".join(map(str, row)) for row in rows)
+            )
         if time.perf_counter() - saved > 40:
             keep(state)
             saved = time.perf_counter()
     keep(state)
     seconds = time.perf_counter() - start
-    print(f"{done} steps of {options.batch} chips in {seconds:.0f} s: {done * options.batch / seconds:.0f} chips/s", flush=True)
+    print(
+        f"{done} steps of {options.batch} chips in {seconds:.0f} s: {done * options.batch / seconds:.0f} chips/s",
+        flush=True,
+    )
     os._exit(0)
 
 

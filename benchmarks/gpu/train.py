@@ -73,7 +73,9 @@ def keep_masks(folder: Path, settings, data, cell: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--until", type=float, default=540, help="seconds after which nothing is begun")
+    parser.add_argument(
+        "--until", type=float, default=540, help="seconds after which nothing is begun"
+    )
     parser.add_argument("--at-once", type=int, default=5)
     parser.add_argument("--profile", default="gpu")
     parser.add_argument("--chain", help="one chain, as JSON; for this script's own use")
@@ -82,21 +84,39 @@ def main() -> None:
     if options.chain:
         train_chain(options.out, json.loads(options.chain), options.profile)
         return
-    began, waiting, running = time.monotonic(), list(CHAINS), {}
+    began, waiting, running, failed = time.monotonic(), list(CHAINS), {}, 0
     while waiting or running:
         for name, (process, start) in list(running.items()):
             if process.poll() is not None:
-                print(f"{time.monotonic() - began:.0f} s: {name} ended with {process.returncode} after {time.monotonic() - start:.0f} s", flush=True)
+                failed += process.returncode != 0
+                print(
+                    f"{time.monotonic() - began:.0f} s: {name} ended with {process.returncode} after {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
                 del running[name]
-        if time.monotonic() - began > options.until:
+        if time.monotonic() - began > options.until or failed > 3:
             waiting = []
         while waiting and len(running) < options.at_once:
             chain = waiting.pop(0)
             name = "-".join([*chain[:2], *chain[2], str(chain[3])])
-            command = [sys.executable, __file__, str(options.out), "--profile", options.profile, "--chain", json.dumps(chain)]
+            command = [
+                sys.executable,
+                __file__,
+                str(options.out),
+                "--profile",
+                options.profile,
+                "--chain",
+                json.dumps(chain),
+            ]
             log = open(options.out / f"{name}.log", "w")  # noqa: SIM115 the process writes it
-            environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TQDM_DISABLE": "1"}
-            running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment), time.monotonic()
+            environment = os.environ | {
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                "TQDM_DISABLE": "1",
+            }
+            running[name] = (
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment),
+                time.monotonic(),
+            )
             print(f"{time.monotonic() - began:.0f} s: {name} begins", flush=True)
         time.sleep(0.5)
     print("all done", flush=True)
