@@ -1,4 +1,4 @@
-# `make` lists what there is to do. PROFILE is paper, laptop or smoke (see settings.ini).
+# `make` lists what there is to do. PROFILE is paper, laptop, gpu or smoke (see settings.ini).
 
 PROFILE ?= paper
 VENV := .venv
