@@ -251,6 +251,19 @@ def test_the_real_thing(tmp_path, authors_folder):
         assert row["weights_sha256"] == fetch.MEMBERS[f"weights/{row['cell']}.h5"][1]
 
 
+def test_a_star_model_of_ones_own_counts_every_type(capsys, tmp_path):
+    from bloodcount.stars import STARS
+
+    shutil.copytree(STARS, tmp_path / "mine")
+    image = save(tmp_path / "a.png")
+    command = ("count", image, "-o", tmp_path / "out", "--weights", tmp_path / "mine")
+    assert in_process(capsys, *command)[0] == 0
+    table = rows(tmp_path / "out")
+    assert [row["cell"] for row in table] == ["rbc", "wbc", "plt"]
+    assert {row["network"] for row in table} == {"stardist"}
+    assert abs(int(table[0]["count"]) - 9) <= 2
+
+
 # The other commands
 
 

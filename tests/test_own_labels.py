@@ -2,13 +2,20 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 from roifile import ImagejRoi, roiwrite
+from skimage.measure import label
 
+from bloodcount.counting import cells_from_labels
 from bloodcount.errors import InputError
-from bloodcount.own_labels import cell_of, ellipse, planes, read_labels
+from bloodcount.exports import write_coco, write_labels, write_rois
+from bloodcount.own_labels import cell_of, ellipse, is_labels, labels_beside, planes, read_labels
+from bloodcount.star_truth import own_truth
+from bloodcount.synthetic import synthetic_smear
 
 SHAPE = (60, 100)
 SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30]]  # x, y
@@ -102,3 +109,84 @@ def test_what_is_not_understood_is_refused(tmp_path, file, content, says):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_labels(tmp_path / "absent.json", SHAPE)
+
+
+def test_a_box_of_labelme_is_the_ellipse_within(tmp_path):
+    shapes = [{"label": "RBC", "points": [[60, 40], [20, 20]], "shape_type": "rectangle"}]
+    plane = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["rbc"]
+    assert plane[30, 40] == 1 and plane[21, 21] == 0
+    assert abs((plane > 0).sum() - np.pi * 20 * 10) < 70
+
+
+def test_masks_of_coco_are_refused_with_what_to_do(tmp_path):
+    runs = {"image_id": 1, "category_id": 5, "segmentation": {"counts": [1], "size": [1, 1]}}
+    path = write(tmp_path / "coco.json", {**COCO, "annotations": [runs]})
+    with pytest.raises(InputError, match="export polygons"):
+        read_labels(path, SHAPE, image="a")
+
+
+# A folder of images with labels beside them, in each format
+
+
+@pytest.fixture(scope="module")
+def smear():
+    return synthetic_smear(seed=8, shape=(400, 520), rbc=14, wbc=2, plt=4, overlap=0)
+
+
+@pytest.fixture(scope="module")
+def truth(smear):
+    return {cell: label(mask).astype(np.int32) for cell, mask in smear.masks.items()}
+
+
+def labelme_of(truth) -> dict:
+    "What LabelMe would write."
+    shapes = []
+    for cell, plane in truth.items():
+        for number in range(1, plane.max() + 1):
+            found, _ = cv2.findContours((plane == number).astype(np.uint8), 0, 1)
+            points = max(found, key=len)[:, 0].tolist()
+            shapes.append({"label": cell, "points": points, "shape_type": "polygon"})
+    return {"shapes": shapes, "imagePath": "a.png"}
+
+
+def save_labels(folder, kind, truth):
+    "The labels of `a.png` as a program writes them."
+    cells = {cell: cells_from_labels(plane) for cell, plane in truth.items()}
+    if kind == "labelme":
+        write(folder / "a.json", labelme_of(truth))
+    elif kind == "coco":
+        write_coco(folder / "all of them.json", "a.png", cells)
+    elif kind == "imagej":
+        write_rois(folder / "a.zip", cells)
+    else:
+        for cell, plane in truth.items():
+            write_labels(folder / f"a_{cell}.tif", plane)
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco", "imagej", "label images"])
+def test_each_format_gives_the_same_cells_to_learn(tmp_path, smear, truth, kind):
+    save_labels(tmp_path, kind, truth)
+    found = labels_beside(tmp_path / "a.png", smear.image.shape[:2])
+    assert set(found) == set(truth)
+    for cell, plane in truth.items():
+        same = (found[cell] > 0) & (plane > 0)
+        assert found[cell].max() == plane.max()
+        assert same.sum() / ((found[cell] > 0) | (plane > 0)).sum() > 0.9, cell
+    own = own_truth("a", smear.image, found)
+    assert [len(own.numbers(kind)) for kind in (1, 2, 3)] == [p.max() for p in truth.values()]
+    assert own.whole == set(truth)
+
+
+@pytest.mark.parametrize("suffix", [".labels.tif", ".labels.png"])
+def test_a_label_image_beside_is_of_one_type(tmp_path, truth, suffix):
+    plane = truth["wbc"].astype(np.uint16)
+    Image.fromarray(plane).save(tmp_path / f"a{suffix}")
+    found = labels_beside(tmp_path / "a.jpg", plane.shape, "wbc")
+    assert list(found) == ["wbc"] and (found["wbc"] == plane).all()
+    assert is_labels(tmp_path / f"a{suffix}") and not is_labels(tmp_path / "a.jpg")
+
+
+def test_an_image_without_labels_is_refused(tmp_path):
+    write(tmp_path / "settings.json", {"nothing": "of this kind"})
+    with pytest.raises(InputError, match="no labels beside it.*a.labels.tif"):
+        labels_beside(tmp_path / "a.jpg", SHAPE)
