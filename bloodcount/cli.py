@@ -27,6 +27,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .cli_export import export_command
 from bloodcount.errors import (
     BloodcountError,
     InputError,
@@ -135,7 +136,7 @@ def named_cells(
         from bloodcount.files import read_card
 
         card = read_card(Path(weights))
-        return CELLS if card is None else (card["cell"],)
+        return CELLS if card is None or card["cell"] == "all" else (card["cell"],)
     return tuple(cell for cell in CELLS if found & {"all", cell})
 
 
@@ -380,10 +381,7 @@ def train(
 def tune(
     cell: OneCell,
     weights: Annotated[
-        str,
-        typer.Option(
-            help="For whose network: bloodcount, authors, segnet, or the folder of a trained model."
-        ),
+        str, typer.Option(help="Whose: bloodcount, authors, segnet, or a trained model's folder.")
     ] = DEFAULT_WEIGHTS,
     images: Annotated[
         int | None, typer.Option(min=1, help="So many training images, evenly spaced; else all.")
@@ -409,6 +407,9 @@ def tune(
         folder = network_folder(run, cell)
         write_counting(folder, counting)
         print(f"{folder / 'counting.json'} is written.", file=sys.stderr)
+
+# %% ../nbs/12_cli.ipynb #ca7162b3
+app.command("export")(export_command)
 
 # %% ../nbs/12_cli.ipynb #12a1043c
 def data_folder(folder: Path | None) -> Path:

@@ -12,9 +12,9 @@ from bloodcount import cli, star_export
 from bloodcount.errors import SettingsError
 from bloodcount.files import sha256
 from bloodcount.star_export import network_maps, network_onnx, qupath_script, sample_picture
-from bloodcount.stars import HEADS, STARS, as_input, load_stars, star_card
+from bloodcount.stars import GRID, HEADS, MARGIN, STARS, as_input, load_stars, star_card
 
-CLOSE = {"prob": 1e-4, "dist": 2e-3, "prob_class": 1e-4}  # Of float32 in another order; px for dist
+CLOSE = {"prob": 1e-4, "dist": 1e-3, "prob_class": 1e-4}  # Of float32 in another order; px for dist
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def network():
 @pytest.fixture(scope="module")
 def here(network):
     maps = network_maps(network, sample_picture())
-    assert maps["prob"].max() > 0.9 and maps["dist"].max() > 15  # The picture has cells
+    assert maps["prob"].max() > 0.8 and maps["dist"].max() > 15  # The picture has cells
     return maps
 
 
@@ -75,13 +75,18 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
 
 
 def test_bioimageio_finds_no_fault_and_says_the_same(package, here):
+    "It mirrors the image at its borders, so they differ by as much as `halo` says."
     core = pytest.importorskip("bioimageio.core")
     pytest.importorskip("onnxruntime")
     summary = core.test_model(package)
-    assert summary.status == "valid-format" or summary.status == "passed", summary.display()
-    sample = core.predict(model=package, inputs={"image": np.moveaxis(sample_picture(), -1, 0)[None]})
+    assert summary.status == "passed", summary.display()
+    image = np.moveaxis(sample_picture(), -1, 0)[None]
+    sample = core.predict(model=package, inputs={"image": image})
+    halo = MARGIN // GRID
+    inner = np.s_[..., halo:-halo, halo:-halo]
     found = {str(name): tensor.data.to_numpy() for name, tensor in sample.members.items()}
-    assert_same(found, here)
+    assert here["prob"][inner].max() > 0.5  # There are cells
+    assert_same({n: m[inner] for n, m in found.items()}, {n: m[inner] for n, m in here.items()})
 
 
 def test_what_was_there_stays_if_writing_fails(monkeypatch, tmp_path):
@@ -99,7 +104,11 @@ def test_what_was_there_stays_if_writing_fails(monkeypatch, tmp_path):
 
 
 def test_the_script_for_qupath_names_the_models_own_numbers(tmp_path):
-    card = {**star_card(STARS), "diameter": 30.0, "thresholds": {"rbc": 0.5, "wbc": 0.4, "plt": 0.2}}
+    card = {
+        **star_card(STARS),
+        "diameter": 30.0,
+        "thresholds": {"rbc": 0.5, "wbc": 0.4, "plt": 0.2},
+    }
     script = qupath_script(card, tmp_path / 'a "b".onnx')
     assert ".pixelSize(0.2500)" in script and ".threshold(0.2)" in script
     assert '["red cells": 0.5, "white cells": 0.4, "platelets": 0.2]' in script
@@ -117,7 +126,9 @@ def said(capsys, *arguments):
 
 
 @pytest.mark.parametrize("missing", ["onnx", "bioimageio.spec"])
-def test_without_the_extra_one_sentence_says_what_to_install(capsys, monkeypatch, tmp_path, missing):
+def test_without_the_extra_one_sentence_says_what_to_install(
+    capsys, monkeypatch, tmp_path, missing
+):
     for name in ("onnx", "bioimageio.spec"):
         monkeypatch.setitem(sys.modules, name, None if name == missing else json)
     code, _, errors = said(capsys, "--bioimageio", tmp_path / "stars.zip")
