@@ -1,5 +1,7 @@
 "Smears of other laboratories: boxes and points with known answers, and a folder that may not be there."
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,7 @@ from bloodcount.scale import Scale
 from bloodcount.segmentation import Maps
 from bloodcount.settings import load_settings
 from bloodcount.studies import elsewhere, protocol
-from bloodcount.studies.results import OF_IMAGES, RESULTS, joined, value_of
+from bloodcount.studies.results import OF_IMAGES, RESULTS, value_of
 from bloodcount.studies.star_network import STAR
 
 
@@ -67,7 +69,9 @@ def test_a_split_cell_has_two_middles_in_its_middle():
 
 
 def test_what_lies_outside_of_all_boxes_counts_away_from_the_border_only():
-    told = elsewhere.score_marks(discs((50, 50, 10), (50, 120, 10), (5, 150, 10)), boxes((50, 50, 15)))
+    told = elsewhere.score_marks(
+        discs((50, 50, 10), (50, 120, 10), (5, 150, 10)), boxes((50, 50, 15))
+    )
     assert told["outside"] == 1
 
 
@@ -81,7 +85,10 @@ def test_a_point_needs_a_cell_that_no_other_point_has():
 def test_a_picture_of_other_cells_is_resized_and_its_cells_come_back(run):
     "Discs of 17 px, and a counter that knows 37: four of them, where they are."
     row, col = np.indices((160, 200))
-    middles, image = [(40, 40), (40, 120), (110, 60), (120, 150)], np.full((160, 200, 3), 200, np.uint8)
+    middles, image = (
+        [(40, 40), (40, 120), (110, 60), (120, 150)],
+        np.full((160, 200, 3), 200, np.uint8),
+    )
     for r, c in middles:
         image[np.hypot(row - r, col - c) <= 17] = 60
 
@@ -93,7 +100,9 @@ def test_a_picture_of_other_cells_is_resized_and_its_cells_come_back(run):
     cells = elsewhere.at_size(image, 34, 74, segmenter, run.how("rbc"))
     assert len(cells) == 4 and cells.shape == (160, 200)
     order = np.lexsort(cells.centre.T[::-1])
-    assert np.allclose(cells.centre[order], middles, atol=1) and np.allclose(cells.radius, 17, atol=0.7)
+    assert np.allclose(cells.centre[order], middles, atol=1) and np.allclose(
+        cells.radius, 17, atol=0.7
+    )
     half = elsewhere.sized(discs((21, 41, 8)), (50, 100))
     assert np.allclose(half.centre, [[10.25, 20.25]]) and np.allclose(half.radius, 4)
 
@@ -102,9 +111,17 @@ def write_folder(folder, images=("a.png", "b.png")) -> None:
     (folder / "aslan").mkdir(parents=True)
     for i, name in enumerate(images):
         Image.fromarray(np.full((40, 50, 3), 200 + i, np.uint8)).save(folder / "aslan" / name)
-    lines = ["set,image,cell,xmin,ymin,xmax,ymax", "aslan,a.png,rbc,1,2,30,20", "aslan,b.png,wbc,5,6,9,8"]
+    lines = [
+        "set,image,cell,xmin,ymin,xmax,ymax",
+        "aslan,a.png,rbc,1,2,30,20",
+        "aslan,b.png,wbc,5,6,9,8",
+    ]
     (folder / "truth.csv").write_text("\n".join([*lines, "mars,c.png,rbc,1,2,3,4"]) + "\n")
-    known = ["set,image,width,height,source,sha256", "aslan,a.png,50,40,x,y", "aslan,b.png,50,40,x,y"]
+    known = [
+        "set,image,width,height,source,sha256",
+        "aslan,a.png,50,40,x,y",
+        "aslan,b.png,50,40,x,y",
+    ]
     (folder / "sources.csv").write_text("\n".join([*known, "mars,c.png,50,40,x,y"]) + "\n")
 
 
@@ -133,22 +150,27 @@ def test_a_wrong_folder_is_an_error_and_none_is_none(tmp_path, monkeypatch, samp
     with pytest.raises(InputError, match="BLOODCOUNT_OTHER_SMEARS=.*nowhere: no truth.csv"):
         elsewhere.other_folder(settings)
     monkeypatch.delenv("BLOODCOUNT_OTHER_SMEARS")
-    paths = settings.paths.__class__(**{**vars(settings.paths), "other": tmp_path})
-    settings = settings.__class__(**{**vars(settings), "paths": paths})
+    paths = dataclasses.replace(settings.paths, other=tmp_path)
+    settings = dataclasses.replace(settings, paths=paths)
     run = protocol.Run(settings, sample_run().data, "authors", 0, tmp_path)
     assert elsewhere.other_folder(settings) is None and elsewhere.other_name(settings) == ""
     assert elsewhere.fields_of(run) == []
     results = elsewhere.elsewhere_results(run, elsewhere.elsewhere_rows(run, []))
     assert results.empty and elsewhere.elsewhere_table(results).empty
     assert elsewhere.scale_table(results).empty
-    for figure in (elsewhere.elsewhere_figure(results, ""), elsewhere.wrong_figure([], pd.DataFrame())):
+    for figure in (
+        elsewhere.elsewhere_figure(results, ""),
+        elsewhere.wrong_figure([], pd.DataFrame()),
+    ):
         assert "No image here" in figure.texts[0].get_text()
 
 
 def test_drawn_fields_mark_every_cell_of_the_types_of_their_set():
     for field in elsewhere.drawn_fields():
         drawn = elsewhere._DRAWN[field.set]
-        assert {cell: len(m) for cell, m in field.marks.items()} == {c: drawn[c] for c in field.marks}
+        assert {cell: len(m) for cell, m in field.marks.items()} == {
+            c: drawn[c] for c in field.marks
+        }
         is_point = (field.marks["rbc"][:, :2] == field.marks["rbc"][:, 2:]).all()
         assert is_point == elsewhere.SETS[field.set].points
 
@@ -164,7 +186,9 @@ def test_each_field_is_looked_at_once(run, monkeypatch):
     assert sum(bool(ax.images) for ax in figure.axes) == len(fields)
 
 
-def row(of: str, image: str, cell: str, outlined: int, found: int, count: int, split: int = 0) -> dict:
+def row(
+    of: str, image: str, cell: str, outlined: int, found: int, count: int, split: int = 0
+) -> dict:
     numbers = {"outlined": outlined, "found": found, "split": split, "count": count, "outside": 1}
     size = {"diameter": 60.0, "sure": image != "a"}
     return STAR | {"method": "stars", "set": of, "image": image, "cell": cell} | numbers | size
@@ -215,7 +239,3 @@ def test_the_worst_fields_are_the_star_networks():
     worst = elsewhere.worst_fields(pd.concat([ROWS, other]), 1)
     assert worst == [("cbc", "a"), ("chula", "c"), ("aslan", "d")]
     assert elsewhere.worst_fields(pd.DataFrame()) == []
-
-
-def test_no_image_no_row(run):
-    assert elsewhere.elsewhere_table(joined(run, [])).empty
