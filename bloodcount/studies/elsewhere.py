@@ -78,7 +78,7 @@ class Field:
 def other_folder(
     settings: Settings,
 ) -> Path | None:  # None where it is not
-    "The folder of smears of other laboratories; raises `InputError` if the environment names one that is none."
+    "Other laboratories' smears; raises `InputError` if the environment names a folder without them."
     named = os.environ.get("BLOODCOUNT_OTHER_SMEARS")
     folder = Path(named) if named else settings.paths.other
     if all((folder / name).is_file() for name in ("truth.csv", "sources.csv")):
@@ -99,7 +99,7 @@ def other_name(settings: Settings) -> str:
 def read_fields(
     folder: Path,  # With truth.csv, sources.csv and a folder of images for each set
 ) -> list[Field]:
-    "The fields of the sets that are known here; raises `InputError` for an image that is not there."
+    "The fields of the sets known here; raises `InputError` for an image that is not there."
     truth, images = (pd.read_csv(folder / f"{name}.csv") for name in ("truth", "sources"))
     corners = ["ymin", "xmin", "ymax", "xmax"]
     places = {
@@ -130,7 +130,7 @@ def _boxes(pixels: Iterator[np.ndarray]) -> np.ndarray:
     boxes = [np.concatenate([part.min(axis=0), part.max(axis=0)]) for part in pixels]
     return np.array(boxes, float).reshape(-1, 4)
 
-
+# %% ../../nbs/studies/18_elsewhere.ipynb #6ad98251
 def drawn_fields() -> list[Field]:
     "Drawn smears in the place of the three sets."
     fields = []
@@ -183,7 +183,7 @@ def score_marks(
     marks: np.ndarray,  # (n, 4): top, left, bottom, right, px
     points: bool = False,  # Whether the marks are points
 ) -> dict[str, np.ndarray | int]:
-    "Found cells against marked ones: outlined, found, split, count, outside; and which marks are missed."
+    "Numbers of outlined, found, split, counted, outside cells; `wrong`: marks missed or split."
     centre, radius = cells.centre.astype(float), cells.radius[:, None]
     inside = _under(cells, marks[:, :2]) if points else within(centre, marks)
     found = own_cell(inside)
@@ -235,7 +235,7 @@ def _row(field: Field, cell: str, cells: Cells, who: Mapping[str, str]) -> dict:
 
 
 def star_field(run: Run, field: Field, finder: Callable[[], AnyScale]) -> dict:
-    "What the star network finds in a field: its rows, the diameter of red cells (px), whether that is sure."
+    "What the star network finds in a field, and the diameter of red cells, px."
 
     def make() -> dict:
         image = field.read()
@@ -266,14 +266,12 @@ def paper_field(
             rows.append(_row(field, cell, cells, run.counted(cell) | {"method": counting.method}))
         return rows
 
-    how = [
-        (run.counted(c), run.how(c).threshold, run.how(c).count[run.how(c).method])
-        for c in field.marks
-    ]
-    weights = [(run.card(c) or {}).get("weights_sha256", run.weights) for c in field.marks]
-    depends = (field.set, field.name, *field.depends, diameter, known, how, weights)
-    modules = ("tiles", "networks", "studies.elsewhere")
-    return kept_rows(run, "elsewhere", depends, make, modules)
+    ways = [(run.counted(cell), run.how(cell)) for cell in field.marks]
+    how = [(who, how.threshold, how.count[how.method]) for who, how in ways]
+    checksums = [(run.card(cell) or {}).get("weights_sha256", "") for cell in field.marks]
+    by = run.weights, checksums, how, run.settings.preprocess, run.settings.segment[run.network]
+    depends = (field.set, field.name, *field.depends, diameter, known, *by)
+    return kept_rows(run, "elsewhere", depends, make, ("tiles", "networks", "studies.elsewhere"))
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #bc330f81
 def elsewhere_rows(
@@ -358,7 +356,7 @@ _COLUMNS = {
     "platelets, F1": ("plt", "f1_marks", 1),
 }
 
-
+# %% ../../nbs/studies/18_elsewhere.ipynb #4c00d62a
 def _title(part: pd.DataFrame) -> str:
     "The network of some rows, as tables say it."
     return network_title(*part[["model", "weights", "recipe", "cell"]].iloc[0])
@@ -372,13 +370,14 @@ def _accuracy(part: pd.DataFrame, of: str) -> str:
         f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
     )
 
-
+# %% ../../nbs/studies/18_elsewhere.ipynb #ac1238bb
 def elsewhere_table(
     results: pd.DataFrame,  # Of `elsewhere_results`
 ) -> pd.DataFrame:  # One row per set and network; text
     "What each network finds of each set, as far as the truth of the set can bear it."
     rows, part = [], results[(results["table"] == ELSEWHERE) & results["images"].isin([*SETS])]
-    for (of, *_), one in part.groupby(["images", "model", "weights", "recipe"], sort=False):
+    networks = part.groupby(["images", "model", "weights", "recipe"], sort=False)
+    for (of, *_), one in sorted(networks, key=lambda each: list(SETS).index(each[0][0])):
         n = one["n"].max()
         row = {"set": of, "fields": f"{n:.0f}", "segmented by": _title(one)}
         for title, (cell, quantity, factor) in _COLUMNS.items():
@@ -391,7 +390,7 @@ def elsewhere_table(
 def scale_table(
     results: pd.DataFrame,  # Of `elsewhere_results`
 ) -> pd.DataFrame:  # One row per set; text
-    "The size of the red cells that the star network found in each set, and of how many fields it was sure."
+    "The size of the red cells in each set as the star network sees it, and how often it was sure."
     rows = []
     star = results[(results["table"] == ELSEWHERE) & (results["model"] == STAR["model"])]
     for of, truth in SETS.items():
@@ -468,7 +467,7 @@ def wrong_figure(
     rows: pd.DataFrame,  # Of `elsewhere_rows`
     finder: Callable[[], AnyScale] = star_finder,
 ) -> Figure:
-    "The worst fields: found cells in the colours of their types, missed and split marks in yellow frames."
+    "The worst fields: found cells in their colours, missed and split marks in yellow frames."
     title = "Where the star network does worst; in yellow what is missed or split"
     worst = set(worst_fields(rows))
     shown = [field for field in fields if (field.set, field.name) in worst]

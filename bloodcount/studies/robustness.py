@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..data import names, read_smear
-from ..drawing import LINE_COLOURS, MARKERS, STYLE, WIDTH
+from ..drawing import CELL_TITLES, LINE_COLOURS, MARKERS, STYLE, WIDTH
 from ..errors import SettingsError, hint
 from ..segmentation import load_segmenter
 from bloodcount.studies.colour import (
@@ -179,9 +179,9 @@ def robustness_table(
 ) -> pd.DataFrame:  # One row per cell type and network; text
     "The largest drift of each kind of change, and the level where it is."
     table = colour_table(_as_colours(results))
-    return table.sort_values(
-        "cells", key=lambda c: c.map(list(dict.fromkeys(c)).index), kind="stable"
-    )
+    order = {title: i for i, title in enumerate(CELL_TITLES.values())}
+    place = table["cells"].map(order).to_numpy() if len(table) else np.zeros(0, int)
+    return table.iloc[np.argsort(place, kind="stable")]
 
 # %% ../../nbs/studies/19_robustness.ipynb #67b837a2
 def _points(results: pd.DataFrame) -> pd.DataFrame:
@@ -210,12 +210,11 @@ def robustness_figure(
         for (network, line), colour, marker in lines:
             ax.plot(line["level"], line["drift"], color=colour, marker=marker, label=network)
         ax.axhline(0, color="#999999", lw=0.6, zorder=0)
-        ax.set(
-            title=kind,
-            xlabel=unit,
-            yscale=matplotlib.scale.SymmetricalLogScale(ax.yaxis, linthresh=10),
-        )
+        ax.set(title=kind, xlabel=unit)
+        ax.set_yscale("symlog", linthresh=10)
         ax.yaxis.set_major_formatter("{x:+.0f}")
+        if kind == "JPEG":  # Worse to the right, as everywhere
+            ax.invert_xaxis()
     grid[1, 3].axis("off")
     grid[1, 3].legend(*grid[0, 0].get_legend_handles_labels(), loc="center")
     figure.supylabel("drift of the count, %")

@@ -94,7 +94,7 @@ def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
 
 @functools.cache
 def star_name() -> tuple:
-    "What the cells that it finds depend on, beside the image and the code; raises `IntegrityError`."
+    "What its cells depend on, beside the image and the code; raises `IntegrityError`."
     card = star_card(star_folder())
     told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom")
     return tuple(str(card[key]) for key in told) + tuple(versions(("stardist",)).values())
@@ -122,7 +122,7 @@ def contact_rows(
     smear: Smear,  # With outlines of red cells
     cells: Cells,
 ) -> list[dict]:  # As those of `overlap_rows`
-    "How many of the outlined red cells there are, and how many are found, by contact and neighbours."
+    "Outlined red cells, and how many of them are found, by contact and neighbours."
     shape = smear.image.shape[:2]
     truth = instances_from_polygons(smear.polygons["rbc"], shape)
     share, neighbours = contacts(truth, shape)
@@ -152,7 +152,7 @@ def star_rows(
     cells: Mapping[str, Cells],  # By cell type
     iou: Sequence[float],  # Thresholds of a match
 ) -> dict[str, list[dict]]:  # Rows by the keys of `_KEYS`
-    "What there is to score of one image: visible parts against outlines, as all methods are scored."
+    "All scores of one image: visible parts against outlines, as all methods are scored."
     shape, about = smear.image.shape[:2], {"image": smear.name, "method": "stars"}
     rows = {name: [] for name in _KEYS}
     rows["counts"] = [about | {"cell": c, "predicted": len(part)} for c, part in cells.items()]
@@ -171,7 +171,7 @@ def star_scores(
     run: Run,
     find: Find = find_stars,
 ) -> dict[str, pd.DataFrame]:  # counts, matches, platelets, contact; columns `_KEYS` at least
-    "The scores of the star network on every image that is counted, those that were scored from what was kept."
+    "The scores of the star network on every image that is counted, made once."
     chosen = {name for cell in TRUTHS for name in counted_images(run, cell)}
     images = [name for name in run.data.index.index if name in chosen]
     iou, parts = steps(*run.settings.evaluate.iou), {name: [] for name in _KEYS}
@@ -194,7 +194,7 @@ def star_results(
     run: Run,
     scores: Mapping[str, pd.DataFrame],  # Of `star_scores`
 ) -> pd.DataFrame:  # Columns RESULTS
-    "Counts against every truth of each cell type, red cells against their outlines, and by contact."
+    "Counts against every truth, red cells against their outlines, and by contact."
     frames = []
     for cell, truths in TRUTHS.items():
         counts, matches = (
@@ -211,7 +211,7 @@ def star_results(
 def paper_results(
     run: Run,
 ) -> pd.DataFrame:  # Columns RESULTS
-    "The same scores of the paper's networks, each counted with the parameters tuned for it; they stand in the results of other notebooks."
+    "The same of the paper's networks, each with the parameters tuned for it."
     frames = []
     for cell, truth in MAIN_TRUTH.items():
         for each in compared(run, cell):
@@ -263,7 +263,7 @@ def platelet_results(
     run: Run,
     found: pd.DataFrame,  # image, tp, fp, fn and the columns COUNTING
 ) -> pd.DataFrame:  # Columns RESULTS; level: the IoU
-    "Precision, recall and F1 of the platelets, pooled over training and over test images; and each image's matches."
+    "Precision, recall and F1 of platelets, training and test images apart; each image's matches."
     rows, again = [], repeats(run.data)
     found = found[~found["image"].isin(again)] if len(found) else found
     for key, part in found.groupby(COUNTING, sort=False) if len(found) else ():
@@ -288,7 +288,7 @@ def platelet_results(
 def platelet_table(
     results: pd.DataFrame,  # With rows of `platelet_results`
 ) -> pd.DataFrame:  # One row per network; text
-    "F1, precision and recall of platelets for training and test images; the number of images in brackets."
+    "F1, precision and recall of platelets; the number of images in brackets."
     rows, titles = [], {"f1_30": "F1", "precision_30": "precision", "recall_30": "recall"}
     for key, part in results[results["table"] == PLATELETS].groupby(COUNTING, sort=False):
         row = counted_by(key)
@@ -334,7 +334,7 @@ def contact_figure(
     results: pd.DataFrame,  # With rows of `overlap_results`
     title: str,
 ) -> Figure:
-    "Recall over the class of contact for every network, a panel for training and one for test images."
+    "Recall over the class of contact for every network, training and test images apart."
     if not (results["table"] == OVERLAP).any():
         return nothing_to_draw(title)
     points = contact_points(results)
