@@ -110,7 +110,9 @@ def test_a_picture_of_other_cells_is_resized_and_its_cells_come_back(run):
 def write_folder(folder, images=("a.png", "b.png")) -> None:
     (folder / "aslan").mkdir(parents=True)
     for i, name in enumerate(images):
-        Image.fromarray(np.full((40, 50, 3), 200 + i, np.uint8)).save(folder / "aslan" / name)
+        Image.fromarray(np.full((40, 50, 3), (200 + i, 150, 170), np.uint8)).save(
+            folder / "aslan" / name
+        )
     lines = [
         "set,image,cell,xmin,ymin,xmax,ymax",
         "aslan,a.png,rbc,1,2,30,20",
