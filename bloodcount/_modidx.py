@@ -1410,6 +1410,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.find_stars': ( 'studies/star_network.html#find_stars',
                                                                                                  'bloodcount/studies/star_network.py'),
+                                                 'bloodcount.studies.star_network.finder_name': ( 'studies/star_network.html#finder_name',
+                                                                                                  'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.of_truth': ( 'studies/star_network.html#of_truth',
                                                                                                'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.own_methods': ( 'studies/star_network.html#own_methods',

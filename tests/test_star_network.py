@@ -78,6 +78,9 @@ def test_each_image_is_looked_at_once(run):
     again = star_network.star_scores(run, find)
     assert len(looked) == len(run.data.index)
     assert all(first[name].equals(again[name]) for name in first)
+    other = star_network.star_scores(run, lambda image: find(image[:, ::-1]))
+    assert len(looked) == 2 * len(run.data.index), "another finder's cells are its own"
+    assert len(other["counts"]) == len(first["counts"])
 
 
 def perfect(run) -> dict[str, pd.DataFrame]:

@@ -37,7 +37,13 @@ from ..stars import star_card
 from .figures import nothing_to_draw
 from .protocol import Run, compared, kept_rows, progress
 from .results import long_form, network_title, value_of
-from .star_network import FOUND_BY, STAR, star_finder, star_folder, star_name
+from bloodcount.studies.star_network import (
+    FOUND_BY,
+    STAR,
+    finder_name,
+    star_finder,
+    star_folder,
+)
 from ..synthetic import synthetic_smear
 from ..tiles import resized
 
@@ -245,7 +251,7 @@ def star_field(run: Run, field: Field, finder: Callable[[], AnyScale]) -> dict:
         rows = [_row(field, cell, found[cell], who) for cell in field.marks]
         return {"rows": rows, "diameter": float(scale.diameter), "sure": bool(scale.sure)}
 
-    depends = (field.set, field.name, *field.depends, *star_name())
+    depends = (field.set, field.name, *field.depends, *finder_name(finder))
     return kept_rows(run, "elsewhere", depends, make, (*FOUND_BY, "studies.elsewhere"))
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #6dcb81e0

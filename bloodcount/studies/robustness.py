@@ -32,7 +32,7 @@ from bloodcount.studies.colour import (
 from .figures import nothing_to_draw
 from .protocol import TRUTHS, Run, about, kept_rows, knows, progress
 from .results import joined, long_form
-from .star_network import FOUND_BY, STAR, Find, find_stars, star_name
+from .star_network import FOUND_BY, STAR, Find, find_stars, finder_name
 
 # %% ../../nbs/studies/19_robustness.ipynb #3439f716
 CHANGES: dict[str, tuple[float, ...]] = {
@@ -108,7 +108,7 @@ def star_counts(
         def make() -> dict[str, int]:
             return {cell: len(cells) for cell, cells in find(image).items()}
 
-        return kept_rows(run, "robustness", (pixels, *star_name()), make, FOUND_BY)
+        return kept_rows(run, "robustness", (pixels, *finder_name(find)), make, FOUND_BY)
 
     found = [
         counted(image) for image in progress(pictures.values(), "star network, worse pictures")

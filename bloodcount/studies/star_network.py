@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAR', 'Find', 'FOUND_BY', 'PLATELET_IOU', 'PLATELETS', 'star_folder', 'star_finder', 'find_stars', 'star_name',
-           'platelet_matches', 'contact_rows', 'star_rows', 'star_scores', 'star_results', 'paper_results', 'of_truth',
-           'paper_platelets', 'platelet_results', 'platelet_table', 'own_methods', 'contact_points', 'contact_figure']
+           'finder_name', 'platelet_matches', 'contact_rows', 'star_rows', 'star_scores', 'star_results',
+           'paper_results', 'of_truth', 'paper_platelets', 'platelet_results', 'platelet_table', 'own_methods',
+           'contact_points', 'contact_figure']
 
 # %% ../../nbs/studies/17_star_network.ipynb #5570b957
 import functools
@@ -91,13 +92,22 @@ def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
     "The cells of an image (H, W, 3) uint8 RGB, by the star network at the scale that it finds."
     return star_finder()(image)
 
-
+# %% ../../nbs/studies/17_star_network.ipynb #577280a4
 @functools.cache
 def star_name() -> tuple:
     "What its cells depend on, beside the image and the code; raises `IntegrityError`."
     card = star_card(star_folder())
     told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom")
     return tuple(str(card[key]) for key in told) + tuple(versions(("stardist",)).values())
+
+
+def finder_name(
+    find: Callable,  # `find_stars`, `star_finder`, or another in its place
+) -> tuple:
+    "A name for what finds the cells: nothing that another finder found is taken for the network's."
+    if find in (find_stars, star_finder):
+        return star_name()
+    return ("another", find.__module__, find.__qualname__)
 
 
 # The modules that find stars, for the names of kept rows.
@@ -181,7 +191,7 @@ def star_scores(
             smear = read_smear(run.data, name)
             return star_rows(smear, find(smear.image), iou)
 
-        kept = kept_rows(run, "stars", (name, *star_name(), iou), scored, FOUND_BY)
+        kept = kept_rows(run, "stars", (name, *finder_name(find), iou), scored, FOUND_BY)
         for part, rows in kept.items():
             parts[part] += rows
     return {
