@@ -27,6 +27,7 @@ NETWORK_TITLES = {
     "do_unet": "DO-U-Net",
     "segnet": "SegNet",
     "segnet_3x3": "SegNet, 3x3 pooling",
+    "stardist": "star network",
     "truth": "truth",
     "otsu": "Otsu, morphology (Bhavnani et al.)",
     "tran": "our SegNet (after Tran et al.)",
@@ -39,6 +40,7 @@ METHOD_TITLES = {
     "edt": "EDT",
     "ccl_mask": "CCL on the mask",
     "distance_ccl": "Distance, CCL",
+    "stars": "Star polygons",
 }
 
 # %% ../nbs/09_drawing.ipynb #deacf22d
@@ -49,6 +51,7 @@ METHOD_COLOURS = {
     "edt": "#CC79A7",
     "ccl_mask": "#5D3A1A",
     "distance_ccl": "#000000",
+    "stars": "#4B0082",
 }
 CELL_COLOURS = {"rbc": "#882255", "wbc": "#56B4E9", "plt": "#E69F00"}
 LINE_COLOURS = ["#004488", "#BB5566", "#DDAA33", "#222222", "#6699CC", "#997700"]

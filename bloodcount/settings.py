@@ -99,6 +99,7 @@ class Paths:
 
     data: Folder
     authors: Folder
+    other: Folder
     runs: Folder
     figures: Folder
 

@@ -189,7 +189,9 @@ def test_differences_follow_from_the_counts_of_both_sides():
 
 def test_drifts_follow_from_the_counts_of_single_images():
     part = RESULTS[
-        (RESULTS["table"] == "colour") & (RESULTS["quantity"] == "drift") & RESULTS["value"].notna()
+        RESULTS["table"].isin(["colour", "robustness"])
+        & (RESULTS["quantity"] == "drift")
+        & RESULTS["value"].notna()
     ]
     assert len(part) > 50
     for row in part.itertuples():
@@ -229,3 +231,37 @@ def test_leads_are_differences_of_the_same_images():
         expected = [both[0].mean(), lead.mean(), interval(lead, 0.025), interval(lead, 0.975)]
         got = [value[name] for name in ("count_accuracy", "lead", "lead_low", "lead_high")]
         assert got == pytest.approx(expected, abs=2e-6, nan_ok=True), (table, method, images)
+
+
+def test_platelets_found_follow_from_the_matches_of_single_images():
+    part = RESULTS[RESULTS["quantity"].isin(["f1_30", "precision_30", "recall_30"])]
+    for row in part.itertuples():
+        key = tuple(getattr(row, name) for name in KEY)
+        tp, fp, fn = (
+            one.loc[one["image"].isin(members("plt_mask_components", row.images)), "value"].sum()
+            for one in (BY_KEY[(*key, quantity)] for quantity in ("tp", "fp", "fn"))
+        )
+        expected = {
+            "f1_30": 2 * tp / (2 * tp + fp + fn),
+            "precision_30": tp / max(tp + fp, 1),
+            "recall_30": tp / (tp + fn),
+        }
+        assert row.value == pytest.approx(expected[row.quantity], abs=2e-6), key
+
+
+def test_what_is_found_elsewhere_follows_from_single_fields():
+    part = RESULTS[(RESULTS["table"] == "elsewhere")]
+    part = part[part["quantity"].isin(["found_share", "split_share", "right_share"])]
+    for row in part.itertuples():
+        key, numbers = tuple(getattr(row, name) for name in KEY), {}
+        for quantity in ("outlined", "found", "split", "count"):
+            one = BY_KEY[(*key, quantity)].set_index("image")["value"]
+            numbers[quantity] = one[one.index.str.startswith(f"{row.images}/")]
+        marked = numbers["outlined"].sum()
+        expected = {
+            "found_share": numbers["found"].sum() / marked,
+            "split_share": numbers["split"].sum() / marked,
+            "right_share": (numbers["count"] == numbers["outlined"]).mean(),
+        }
+        assert row.n == len(numbers["found"])
+        assert row.value == pytest.approx(expected[row.quantity], abs=2e-6), (key, row.images)

@@ -76,6 +76,15 @@ _BEYOND = {  # What the paper leaves out
     "table_magnification": ("11_magnification", "Magnification: counts of rescaled images"),
     "figure_magnification": ("11_magnification", "Magnification: count accuracy over the scale"),
     "table_errata": ("12_errata", "Errata: the paper and its data"),
+    "table_stars_rbc": ("14_stardist", "Star network: red cells, beside the paper's networks"),
+    "table_stars_cells": ("14_stardist", "Star network: is each red cell found?"),
+    "table_stars_wbc": ("14_stardist", "Star network: white cells"),
+    "table_stars_plt": ("14_stardist", "Star network: platelets"),
+    "figure_stars_contact": ("14_stardist", "Star network: red cells found, by contact"),
+    "table_robustness": ("14_stardist", "Robustness: the largest drift in worse pictures"),
+    "figure_robustness": ("14_stardist", "Robustness: drift of the red cells"),
+    "table_elsewhere": ("15_elsewhere", "Elsewhere: cells of three other laboratories"),
+    "figure_elsewhere": ("15_elsewhere", "Elsewhere: what is found of each set"),
 }
 
 # %% ../../nbs/studies/22_page.ipynb #30036333
@@ -89,6 +98,9 @@ _SUPPLEMENT = {  # For who wants to look a number up
     "table_related": ("07_held_out", "Related work, as the paper quotes it"),
     "table_platelet_truths": ("12_errata", "Errata: two truths of the platelets"),
     "table_annotated_twice": ("12_errata", "Errata: one picture, annotated twice"),
+    "table_stars_platelets": ("14_stardist", "Star network: is each platelet found?"),
+    "table_stars_contact": ("14_stardist", "Star network: which red cells are found, by contact"),
+    "table_elsewhere_scale": ("15_elsewhere", "Elsewhere: the size of the red cells"),
 }
 SECTIONS = {
     "The paper's figures and tables": _PAPER,

@@ -22,6 +22,8 @@ from ..files import read_card, replacing, sha256
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
 from ..source import code_digest, digest, modules_there
+from ..stars import star_card
+from .elsewhere import other_name
 from bloodcount.studies.page import (
     gather_results,
     results_html,
@@ -42,6 +44,7 @@ from bloodcount.studies.runner import (
     on_this_machine,
     read_notebook,
 )
+from .star_network import star_folder
 
 # %% ../../nbs/studies/23_reproduce.ipynb #c4e0628b
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,7 @@ def _weights(reproduction: Reproduction) -> dict[str, dict[str, str]]:
     for owner, home in (("bloodcount", homes["weights"]), ("segnet", homes["segnet"])):
         cards = {cell: read_card(home / cell) for cell in CELLS}
         known[owner] = {cell: card["weights_sha256"] for cell, card in cards.items() if card}
+    known["stars"] = {"all": star_card(star_folder())["weights_sha256"]}
     return known
 
 # %% ../../nbs/studies/23_reproduce.ipynb #f54f3a43
@@ -154,6 +158,8 @@ def notebook_job(reproduction: Reproduction, name: str) -> Job:
     check_parameters(source, parameters, name)
     code = code_cells(source)
     inputs = data.fingerprint, packaged(), _files_read(reproduction), _settings_read(settings)
+    if any("bloodcount.studies.elsewhere" in cell for cell in code):
+        inputs = *inputs, other_name(settings)
     everything, versions = made_by()
     depends = code, declared_outputs(source), _code(), versions
     about = {

@@ -40,9 +40,9 @@ RESULTS = [
     "level", "images", "n", "value", "paper", "profile",
 ]  # fmt: skip
 _EMPTY = dict.fromkeys(("recipe", "map", "counting", "method", "condition", "images"), "")
-# Quantities of single images, kept in files of their own: the count; what was matched at IoU 0.5; how many outlined
-# cells of a class there are, and how many of them were found.
-OF_IMAGES = ("count", "tp", "fp", "fn", "outlined", "found")
+# Quantities of single images, kept in files of their own: the count; what was matched, at IoU 0.5 if no level says
+# otherwise; how many outlined cells of a class there are, and how many of them were found, and found split.
+OF_IMAGES = ("count", "tp", "fp", "fn", "outlined", "found", "split")
 # What is scored without a network: the annotations, or nothing at all.
 TRUTH = {"model": "truth", "weights": "none"}
 # The truth that stands for a cell type where one must do.
@@ -111,6 +111,7 @@ def joined(run: Run, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 # The recipe of the networks that come with the package, or whose masks are kept.
 CHOSEN = {("do_unet", c): "refined" for c in TRUTHS} | {("segnet", c): "best" for c in TRUTHS}
 CHOSEN["segnet", "rbc"] = "half"
+CHOSEN |= {("stardist", c): "stars" for c in TRUTHS}
 
 
 def network_title(model: str, weights: str, recipe: str = "", cell: str = "") -> str:
