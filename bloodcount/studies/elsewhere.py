@@ -27,7 +27,7 @@ from ..counting import Cells, cells_from_discs, cells_from_labels, components, c
 from ..drawing import LINE_COLOURS, STYLE, WIDTH, number, overlay
 from ..errors import InputError
 from ..evaluation import bootstrap, count_accuracy, mean_accuracy, pooled_bias
-from ..files import sha256
+from ..files import read_card, sha256
 from ..images import read_image
 from ..scale import AnyScale
 from ..segmentation import Maps, load_segmenter
@@ -35,7 +35,7 @@ from ..settings import Counting, Settings
 from ..source import digest
 from ..stars import star_card
 from .figures import nothing_to_draw
-from .protocol import Run, compared, kept_rows, progress
+from .protocol import Run, compared, kept_rows, network_folder, progress
 from .results import long_form, network_title, value_of
 from bloodcount.studies.star_network import (
     FOUND_BY,
@@ -274,7 +274,8 @@ def paper_field(
 
     ways = [(run.counted(cell), run.how(cell)) for cell in field.marks]
     how = [(who, how.threshold, how.count[how.method]) for who, how in ways]
-    checksums = [(run.card(cell) or {}).get("weights_sha256", "") for cell in field.marks]
+    cards = [read_card(network_folder(run, cell)) or {} for cell in field.marks]
+    checksums = [card.get("weights_sha256", "") for card in cards]
     by = run.weights, checksums, how, run.settings.preprocess, run.settings.segment[run.network]
     depends = (field.set, field.name, *field.depends, diameter, known, *by)
     return kept_rows(run, "elsewhere", depends, make, ("tiles", "networks", "studies.elsewhere"))
