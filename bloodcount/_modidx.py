@@ -94,6 +94,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.batch._record_at': ('batch.html#_record_at', 'bloodcount/batch.py'),
                                   'bloodcount.batch._refused': ('batch.html#_refused', 'bloodcount/batch.py'),
                                   'bloodcount.batch._say': ('batch.html#_say', 'bloodcount/batch.py'),
+                                  'bloodcount.batch.contents': ('batch.html#contents', 'bloodcount/batch.py'),
                                   'bloodcount.batch.count_files': ('batch.html#count_files', 'bloodcount/batch.py'),
                                   'bloodcount.batch.count_folder': ('batch.html#count_folder', 'bloodcount/batch.py'),
                                   'bloodcount.batch.count_plans': ('batch.html#count_plans', 'bloodcount/batch.py'),
