@@ -197,7 +197,7 @@ def _polygons(cells: Cells) -> dict[str, list]:
 
 def counts_text(cells: Mapping[str, Cells]) -> str:
     "The counts with their intervals, as Markdown."
-    lines = ["| cells | count | 95 % of chance |", "|---|---:|---|"]
+    lines = ["| cells | count | 95 % interval |", "|---|---:|---|"]
     for cell, those in cells.items():
         row = counted(those)
         span = f"{row['count_low']:.0f} to {row['count_high']:.0f}"

@@ -296,14 +296,14 @@ def count_images(
 # %% ../nbs/12_cli.ipynb #a2c5bcd0
 def say_results(counts: "pd.DataFrame", out: Path, pool: str, as_json: bool) -> None:
     "Print the last table, or JSON; ends in exit code 1 if some images failed."
-    from bloodcount import results
+    from bloodcount import batch, results
 
     if as_json:
         print(results.as_json(counts, pool))
     else:
         width = shutil.get_terminal_size((120, 40)).columns
         print(
-            f"{results.summary(counts, pool, width)}\n\nIn {out}: counts.csv, cells.csv, overlays, labels"
+            f"{results.summary(counts, pool, width)}\n\nIn {out}: {', '.join(batch.contents(out))}"
         )
     bad, total = counts["image"][counts["status"] == "error"].nunique(), counts["image"].nunique()
     if bad:

@@ -384,9 +384,9 @@ def total_lines(
         how = f" by {row.method}" if several else ""
         rest = f", {row.left_out} left out" if row.left_out else ""
         line = f"{where}{CELL_TITLES[row.cell]}{how}: {row.count} in {row.fields} field{'s' * (row.fields > 1)}{rest}"
-        line += f" (95 % of chance: {row.count_low:.0f} to {row.count_high:.0f})"
+        line += f" (95 % interval {row.count_low:.0f} to {row.count_high:.0f})"
         if row.more_cells:
-            line += f"; {row.more_cells} more for {row.wanted:.0%}"
+            line += f"; for ±{100 * row.wanted:.0f} % count {row.more_cells} more"
         lines.append(line)
     for row in ratios(counts, pool).itertuples():
         where = f"{row.pool}: " if pool else ""

@@ -148,7 +148,7 @@ def test_tables_overlays_and_labels(run, tmp_path):
         labels = read_labels(tmp_path / "out" / row["labels"])
         area = cells[cells["cell"] == row["cell"]]["area"]
         assert np.bincount(labels.ravel())[1:].tolist() == area.tolist()
-    assert "red cells: 9 in 1 field" in said and "2392 more for 4%" in said
+    assert "red cells: 9 in 1 field" in said and "for ±4 % count 2392 more" in said
     assert "WBC:RBC 1 " in said
 
 
@@ -212,19 +212,19 @@ def test_blocks_of_a_large_picture_give_the_cells_of_the_whole():
 # Images that cannot be counted
 
 
-def test_bad_images_among_good_ones(run, tmp_path):
-    save(tmp_path / "first.png")
+def _broken(folder) -> dict[str, str]:
+    "Eight files that cannot be counted, and what is to be said of each."
+    folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     Image.fromarray(SMEAR.image).save(buffer, "JPEG", quality=95)
     for share in (10, 50, 90):
         whole = buffer.getvalue()
-        (tmp_path / f"cut{share}.jpg").write_bytes(whole[: len(whole) * share // 100])
-    (tmp_path / "empty.png").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
-    (tmp_path / "junk.tif").write_bytes(b"II*\0" + b"\xff" * 200)
-    os.mkfifo(tmp_path / "fifo.png")
-    save(tmp_path / "last.png")
-    reasons = {
+        (folder / f"cut{share}.jpg").write_bytes(whole[: len(whole) * share // 100])
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "junk.tif").write_bytes(b"II*\0" + b"\xff" * 200)
+    os.mkfifo(folder / "fifo.png")
+    return {
         "cut10.jpg": "truncated",
         "cut50.jpg": "truncated",
         "cut90.jpg": "truncated",
@@ -234,17 +234,32 @@ def test_bad_images_among_good_ones(run, tmp_path):
         "fifo.png": "not a file",
         "none.png": "no such file",
     }
-    paths = [tmp_path / name for name in ("first.png", *reasons, "last.png")]
-    code, _, errors = run("count", *paths, "-o", tmp_path / "out", "--cell", "rbc")
+
+
+def test_forty_bad_images_among_two_hundred(run, tmp_path):
+    good, paths, reasons = [], [], {}
+    for number in range(5):
+        folder = tmp_path / f"slide {number}"
+        reasons |= {folder / name: reason for name, reason in _broken(folder).items()}
+        good += [folder / f"field{i}.png" for i in range(32)]
+    save(good[0])
+    for path in good[1:]:
+        path.write_bytes(good[0].read_bytes())
+    paths = [*good[:80], *reasons, *good[80:]]
+    code, _, errors = run(
+        "count", *paths, "-o", tmp_path / "out", "--cell", "rbc", "--overlays", "none"
+    )
     assert code == 1
-    assert errors[-1] == "8 of 10 images could not be counted." and len(errors) == 9
-    table = {Path(row["image"]).name: row for row in rows(tmp_path / "out")}
-    assert len(table) == 10
-    for name, reason in reasons.items():
-        row = table[name]
+    assert errors[-1] == "40 of 200 images could not be counted." and not any(
+        "Traceback" in e for e in errors
+    )
+    table = {Path(row["image"]): row for row in rows(tmp_path / "out")}
+    assert len(table) == 200
+    for path, reason in reasons.items():
+        row = table[path]
         assert row["status"] == "error" and row["count"] == row["overlay"] == ""
-        assert reason in row["reason"] and name in row["reason"] and row["reason"] in errors
-    assert [table[name]["count"] for name in ("first.png", "last.png")] == ["9", "9"]
+        assert reason in row["reason"] and path.name in row["reason"] and row["reason"] in errors
+    assert {table[path]["count"] for path in good} == {"9"}
 
 
 def test_all_bad_leaves_tables_with_a_header(run, tmp_path):

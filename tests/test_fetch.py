@@ -336,6 +336,9 @@ def package(tmp_path, monkeypatch):
             archive.writestr(member, contents[path])
         for hostile in ("../evil.txt", "/tmp/evil.txt", "cbc-1.1.0.data/scripts/cbc"):
             archive.writestr(hostile, "not wanted")
+        link = zipfile.ZipInfo("cbc/link.txt")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "../../evil.txt")
     members = {
         path: (member, hashlib.sha256(contents[path]).hexdigest())
         for path, (member, _) in module.MEMBERS.items()
@@ -355,6 +358,7 @@ def test_only_named_members_are_unpacked_once(package, tmp_path):
     assert sorted(authors(folder, wheel=package)) == there
     found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert found == there and not (tmp_path / "evil.txt").exists()
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
     assert authors(folder) == [] and check(folder, packaged()).empty
     index = DataSet(folder).index.loc["Im037_0"]
     assert index[["rbc_count", "wbc_count", "plt_count"]].tolist() == [105, 1, 6]

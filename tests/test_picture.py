@@ -1,0 +1,62 @@
+"""One picture: what is outside of its field changes nothing; a size that the networks do not know is said."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bloodcount.counting import cells_from_discs, cells_from_labels, components
+from bloodcount.errors import SettingsError
+from bloodcount.picture import CountPlan, Seen, count, count_seen
+from bloodcount.synthetic import synthetic_smear
+from bloodcount.tiles import resized
+
+SMEAR = synthetic_smear(5, (420, 560), rbc=30, overlap=0.2)
+PLAN = CountPlan(("rbc",))
+
+
+def _dark(image: np.ndarray) -> dict:
+    return {"rbc": cells_from_labels(components(image[..., 1] < 158), 60)}
+
+
+def _discs(image: np.ndarray) -> dict:
+    cells = _dark(image)["rbc"]
+    return {"rbc": cells_from_discs(cells.centre, cells.radius, image.shape[:2])}
+
+
+@pytest.mark.parametrize("finder", [_dark, _discs])
+def test_cells_of_a_field_lie_where_they_are_in_the_picture(finder):
+    image = np.zeros((620, 760, 3), np.uint8)
+    image[80:500, 120:680] = SMEAR.image
+    field = np.zeros(image.shape[:2], bool)
+    field[80:500, 120:680] = True
+    alone = finder(SMEAR.image)["rbc"]
+    found = count_seen("a", Seen(image, field=field), PLAN, finder).cells["rbc"]
+    assert len(found) == len(alone) > 10 and found.shape == (620, 760)
+    assert np.allclose(found.centre, alone.centre + [80, 120])
+    assert (found.labels[80:500, 120:680] == alone.labels).all()
+
+
+def test_a_black_margin_changes_no_count():
+    image = np.zeros((580, 800, 3), np.uint8)
+    image[80:500, 120:680] = SMEAR.image
+    assert count(image, "rbc").counts == count(SMEAR.image, "rbc").counts
+
+
+def test_red_cells_of_another_size_are_doubtful():
+    whole, small = (count(resized(SMEAR.image, zoom), "rbc").rows[0] for zoom in (1.0, 0.45))
+    assert whole["status"] == "ok"
+    assert small["status"] == "doubtful" and "these networks know 62 to 86 px" in small["reason"]
+
+
+def test_a_grey_picture_is_told_once():
+    row = count(SMEAR.image.mean(axis=2).astype(np.uint8), "rbc", finder=_dark).rows[0]
+    said = f"{row['reason']} {row['warnings']}".lower()
+    assert row["status"] == "doubtful" and said.count("need colour") == 1
+
+
+@pytest.mark.parametrize("page", ["xyz", "", "-1", "1.5"])
+def test_a_page_is_a_number_or_rgb(page):
+    with pytest.raises(SettingsError, match="--page"):
+        CountPlan(page=page)
+    dataclasses.replace(PLAN, page="rgb"), dataclasses.replace(PLAN, page=3)
