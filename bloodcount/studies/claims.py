@@ -49,13 +49,13 @@ def _counting(says: str, model: str, cell: str, method: str, images: str) -> Cla
 
 # %% ../../nbs/studies/14_claims.ipynb #5637edff
 CLAIMS = (
-    _counting("red cells are counted to", "do_unet", "rbc", "cht", "all13"),
-    _counting("white cells are counted to", "do_unet", "wbc", "watershed", "all13"),
-    _counting("white cells are counted to", "do_unet", "wbc", "watershed", "all108"),
-    _counting("platelets are counted to", "do_unet", "plt", "ccl", "all13"),
-    _counting("with SegNet, red cells to", "segnet", "rbc", "cht", "all13"),
-    _counting("with SegNet, white cells to", "segnet", "wbc", "edt", "all13"),
-    _counting("with SegNet, platelets to", "segnet", "plt", "ccl", "all13"),
+    _counting("red cells counted", "do_unet", "rbc", "cht", "all13"),
+    _counting("white cells counted", "do_unet", "wbc", "watershed", "all13"),
+    _counting("white cells counted", "do_unet", "wbc", "watershed", "all108"),
+    _counting("platelets counted", "do_unet", "plt", "ccl", "all13"),
+    _counting("SegNet: red cells counted", "segnet", "rbc", "cht", "all13"),
+    _counting("SegNet: white cells counted", "segnet", "wbc", "edt", "all13"),
+    _counting("SegNet: platelets counted", "segnet", "plt", "ccl", "all13"),
     Claim(
         "Dice of the red cells' mask", "tile_pixels", "do_unet", "rbc", "dice", "test", map="mask"
     ),
