@@ -16,7 +16,7 @@ help:  ## List the targets
 
 setup: $(READY)  ## Make .venv from requirements.lock: 3 GB, about a minute, once
 
-reproduce: $(READY)  ## Run the paper's notebooks: make reproduce [PROFILE=paper|laptop|smoke] [TRAIN=1]
+reproduce: $(READY)  ## Run the paper's notebooks: make reproduce [PROFILE=paper|laptop|gpu|smoke] [TRAIN=1]
 	$(BIN)/bloodcount reproduce --profile $(PROFILE) $(if $(TRAIN),--train)
 
 test: $(READY)  ## Run all tests, the notebooks' lessons among them; ARGS goes to pytest

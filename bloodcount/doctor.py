@@ -60,22 +60,22 @@ def _machine() -> Iterator[Finding]:
 
 # %% ../nbs/12_doctor.ipynb #296ac9c2
 def _weights() -> Iterator[Finding]:
-    from bloodcount.picture import LazyFinder
+    from bloodcount.picture import STARS, LazyFinder
 
-    for cell in CELLS:
+    for cell, network in [*((cell, "") for cell in CELLS), ("rbc", STARS)]:
         try:
-            told = LazyFinder((cell,), "", "bloodcount", "", "paper").about(cell)
+            told = LazyFinder((cell,), network, "bloodcount", "", "paper").about(cell)
         except BloodcountError as error:
             yield one_line(error), False
         else:
             yield (
-                f"weights for {cell}: {told['network']}, sha256 {told['checksum'][:12]}, whole",
+                f"weights for {'all three' if network else cell}: {told['network']}, sha256 {told['checksum'][:12]}, whole",
                 True,
             )
 
 
 def _backend() -> Iterator[Finding]:
-    import keras
+    from bloodcount.networks import keras  # Loaded without the words of its backend
 
     yield (
         f"Keras computes with {keras.backend.backend()} on {', '.join(keras.distribution.list_devices())}",

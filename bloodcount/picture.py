@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARS', 'KNOWN_PX', 'Finder', 'BLOCK_PIXELS', 'SIDE', 'MARGIN', 'BYTES_PER_PIXEL', 'Tell', 'CountPlan', 'LazyFinder',
-           'finder_of', 'about', 'settings_name', 'Seen', 'look_at', 'hearing', 'listening', 'in_blocks',
-           'enough_memory', 'count_seen', 'count_source', 'why', 'count']
+           'strange_size', 'finder_of', 'about', 'settings_name', 'Seen', 'look_at', 'hearing', 'listening',
+           'in_blocks', 'enough_memory', 'count_seen', 'count_source', 'why', 'count']
 
 # %% ../nbs/11_picture.ipynb #cf12fef8
 import contextlib
@@ -43,8 +43,8 @@ from .source import digest
 
 # %% ../nbs/11_picture.ipynb #f56ed241
 STARS = "stardist"  # The network that is no key of bloodcount.networks.MODELS
-# Usual width of counted red cells, px: all images of ALL-IDB1 but one, by all four methods, which draw cells of
-# other sizes (the distance transform the smallest discs, 48 px)
+# Usual width of counted red cells, px. True widths in ALL-IDB1 are 63 to 95 but for two images. Of the others that were
+# counted, the widest came out at 95, and the smallest discs, of the distance transform, at 48
 KNOWN_PX = 45, 100
 
 # %% ../nbs/11_picture.ipynb #771035f3
@@ -98,19 +98,6 @@ class LazyFinder:
             return _about_stars(self.weights)
         return _about(cell, self.weights, self.method, self.profile)
 
-    def strange_size(self, cells: Mapping[str, Cells]) -> str:
-        "Why the red cells are not of the size that the networks know; empty if they are."
-        red = cells.get("rbc", ())
-        if self.network == STARS or self.weights not in ("bloodcount", "authors") or len(red) < 10:
-            return ""
-        width = float(np.median(2 * np.sqrt(red.area / np.pi)))
-        if KNOWN_PX[0] <= width <= KNOWN_PX[1]:
-            return ""
-        return (
-            f"The red cells are {width:.0f} px wide, and these networks know 62 to 86 px; "
-            f"resize the picture, or count with --network {STARS}."
-        )
-
     def at_scale(
         self,
         image: np.ndarray,  # (H, W, 3) uint8 RGB
@@ -124,6 +111,22 @@ class LazyFinder:
         zoom = round(float(scale.zoom(finder.stars.diameter)), 3)
         doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
         return functools.partial(finder, scale=scale), zoom, doubt
+
+# %% ../nbs/11_picture.ipynb #6c03dd2a
+def strange_size(finder: Finder, cells: Mapping[str, Cells]) -> str:
+    "Why the red cells are not of the size that the networks know; empty if they are."
+    red = cells.get("rbc", ())
+    if not isinstance(finder, LazyFinder) or finder.network == STARS:
+        return ""
+    if finder.weights not in ("bloodcount", "authors") or len(red) < 10:
+        return ""
+    width = float(np.median(2 * np.sqrt(red.area / np.pi)))
+    if KNOWN_PX[0] <= width <= KNOWN_PX[1]:
+        return ""
+    return (
+        f"The red cells are {width:.0f} px wide, and these networks know 63 to 95 px; "
+        f"resize the picture, or count with --network {STARS}."
+    )
 
 # %% ../nbs/11_picture.ipynb #6ecc9db7
 @functools.lru_cache(maxsize=2)
@@ -358,6 +361,16 @@ def enough_memory(
         )
 
 # %% ../nbs/11_picture.ipynb #39433be4
+def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cells:
+    "Cells of a part of a picture, in the whole of it."
+    centre, regions = cells.centre + np.asarray(corner, cells.centre.dtype), None
+    if cells.regions is not None:
+        regions = np.zeros(shape, cells.regions.dtype)
+        rows, cols = (slice(a, a + n) for a, n in zip(corner, cells.shape))
+        regions[rows, cols] = cells.regions
+    return dataclasses.replace(cells, centre=centre, regions=regions, shape=shape)
+
+# %% ../nbs/11_picture.ipynb #c2c85f0e
 def _find(
     finder: Finder, seen: Seen, size: float | None, tell: Tell
 ) -> tuple[dict[str, Cells], float | None, list[str]]:  # Cells, scale, and reasons for doubt
@@ -371,23 +384,13 @@ def _find(
         find, scale, doubt = finder.at_scale(picture, size)
     large = picture.shape[0] * picture.shape[1] > BLOCK_PIXELS
     found = in_blocks(find, picture, tell) if large else find(picture)
-    strange = finder.strange_size(found) if hasattr(finder, "strange_size") else ""
+    strange = strange_size(finder, found)
     shape = seen.image.shape[:2]
     if picture.shape[:2] != shape:
         found = {cell: _moved(cells, corner, shape) for cell, cells in found.items()}
     return dict(found), scale, [reason for reason in (doubt, strange) if reason]
 
-
-def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cells:
-    "Cells of a part of a picture, in the whole of it."
-    centre, regions = cells.centre + np.asarray(corner, cells.centre.dtype), None
-    if cells.regions is not None:
-        regions = np.zeros(shape, cells.regions.dtype)
-        rows, cols = (slice(a, a + n) for a, n in zip(corner, cells.shape))
-        regions[rows, cols] = cells.regions
-    return dataclasses.replace(cells, centre=centre, regions=regions, shape=shape)
-
-
+# %% ../nbs/11_picture.ipynb #8f21d045
 def count_seen(
     name: str,
     seen: Seen,

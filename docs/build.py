@@ -34,7 +34,7 @@ def pages(root: Path) -> list[Path]:
     "The Markdown files and notebooks that become pages."
     found = [root / "README.md", root / "CONTRIBUTING.md", root / "figures" / "README.md"]
     found += [root / "data" / "README.md", *sorted(root.glob("data/*/README.md"))]
-    found += [root / "benchmarks" / "README.md"]
+    found += sorted(root.glob("benchmarks/**/README.md"))
     found += sorted(root.glob("data/*/*/README.md")) + sorted(
         root.glob("bloodcount/weights/*/README.md")
     )

@@ -149,8 +149,9 @@ def test_closed_streams(tmp_path, closed):
 def test_doctor_says_that_all_is_well():
     done = subprocess.run([COMMAND, "doctor"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for said in ("bloodcount 0", "tensorflow 2", "weights for plt", "of 12 red cells"):
+    for said in ("bloodcount 0", "tensorflow 2", "weights for plt", "stardist", "of 12 red cells"):
         assert said in done.stdout
+    assert "cuInit" not in done.stderr
 
 
 def test_doctor_finds_damaged_weights(tmp_path, monkeypatch):
@@ -163,7 +164,7 @@ def test_doctor_finds_damaged_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
     picture._about.cache_clear()
     found = list(doctor._weights())
-    assert [good for _, good in found] == [True, True, False] and "SHA-256" in found[-1][0]
+    assert [good for _, good in found] == [True, True, False, True] and "SHA-256" in found[2][0]
 
 
 # The authors' weights

@@ -46,7 +46,7 @@ def test_a_black_margin_changes_no_count():
 def test_red_cells_of_another_size_are_doubtful():
     whole, small = (count(resized(SMEAR.image, zoom), "rbc").rows[0] for zoom in (1.0, 0.45))
     assert whole["status"] == "ok"
-    assert small["status"] == "doubtful" and "these networks know 62 to 86 px" in small["reason"]
+    assert small["status"] == "doubtful" and "these networks know 63 to 95 px" in small["reason"]
 
 
 def test_a_grey_picture_is_told_once():

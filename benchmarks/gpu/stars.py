@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-RAYS, GRID, SIDE, UNIT = 32, 2, 256, 8.0  # As in bloodcount.star_training
+from bloodcount.star_training import AFTER, DEPTH, KIND_WEIGHTS, LOSS_WEIGHTS, RAYS, UNIT, WIDTH
+from bloodcount.stars import GRID
+
+SIDE = 256  # Of a chip, px
 VALIDATION = tuple(
     "Im050_1 Im079_0 Im010_1 Im023_1 Im031_1 Im039_0 Im043_0 Im051_1 Im058_1 Im072_0".split()
 )
-# One whose red cells are twice as wide, and the twin of a test image
+# No truth; and a picture that is there twice, as Im108_0 too
 LEFT_OUT = "Im024_1", "Im093_0"
 
 
@@ -135,7 +138,7 @@ def reach_on_card():
         return None
 
 
-def network(keras, width: int = 32, depth: int = 3, after: int = 64):
+def network(keras, width: int = WIDTH, depth: int = DEPTH, after: int = AFTER):
     "The library's network with its layers in its order, so that the weights fit."
     from keras import layers
 
@@ -186,10 +189,11 @@ def loss_of(found, depth, reach, kinds):
     second = (depth * near).mean() / (depth.mean() + 1e-7) + 1e-4 * (
         (1 - depth) * jnp.abs(far)
     ).mean()
-    weight = jnp.array([0.5, 1.0, 1.5, 5.0])
+    weight = jnp.array(KIND_WEIGHTS)
     one_hot = (kinds[..., None] == jnp.arange(4)).astype(jnp.float32)
     third = -(weight * one_hot * jnp.log(jnp.clip(kind, 1e-7, 1 - 1e-7))).sum(-1).mean()
-    return first + 0.15 * UNIT * second + 0.5 * third, (first, second, third)
+    a, b, c = LOSS_WEIGHTS
+    return a * first + b * UNIT * second + c * third, (first, second, third)
 
 
 def main() -> None:
@@ -211,6 +215,9 @@ def main() -> None:
     learnt = [name for name in every if name not in (*VALIDATION, *LEFT_OUT)]
     learnt = learnt[: options.images or None]
     spawn = multiprocessing.get_context("spawn")
+    os.environ["JAX_PLATFORMS"] = (
+        "cpu"  # Of the processes that draw; the card is this one's, which has its backend
+    )
     with spawn.Pool(options.workers) as pool:
         truths = [truth for truth in pool.map(make_truth, learnt, chunksize=1) if truth is not None]
     print(f"{len(truths)} truths after {time.perf_counter() - began:.0f} s", flush=True)

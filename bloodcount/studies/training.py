@@ -316,6 +316,7 @@ def _keep_record(folder: Path, target: Path) -> Path:
 RECIPE_TITLES = {
     "model_a": "model A", "model_b": "model B", "as_paper": "model B, test images in its first stage",
     "best": "best recipe", "half": "best recipe, half size", "refined": "best recipe, refined",
+    "half_refined": "best recipe, half size, refined",
 }  # fmt: skip
 
 
