@@ -93,7 +93,7 @@ def example_panels(
     drawn, image = annotation(smear), smear.image
     lines = np.where((drawn == 255).all(axis=2, keepdims=True), image, drawn // 2 + image // 2)
     window = busiest(np.zeros((0, 2)), image.shape[:2], size)
-    titles = ("synthetic smear, photograph", "its annotation", "both")
+    titles = ("synthetic smear", "its annotation", "both")
     return [Panel(title, p[window]) for title, p in zip(titles, (image, drawn, lines))]
 
 # %% ../../nbs/studies/03_pictures.ipynb #c3983022

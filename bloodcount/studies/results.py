@@ -389,7 +389,7 @@ def typed(
 ) -> pd.DataFrame:  # Texts as texts, numbers as numbers
     "Results as they were before they were written."
     results, numbers = results.reset_index(drop=True), ("level", "n", "value", "paper")
-    texts = results.drop(columns=list(numbers)).fillna("").astype(str)
+    texts = results.drop(columns=list(numbers)).astype(object).fillna("").astype(str)
     return texts.join(results[list(numbers)].apply(pd.to_numeric))[RESULTS]
 
 # %% ../../nbs/studies/01_results.ipynb #654de87f
