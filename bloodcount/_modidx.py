@@ -594,6 +594,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'bloodcount.star_chips._Table.__init__': ( 'star_chips.html#_table.__init__',
                                                                                   'bloodcount/star_chips.py'),
                                        'bloodcount.star_chips._Table.beside': ('star_chips.html#_table.beside', 'bloodcount/star_chips.py'),
+                                       'bloodcount.star_chips._Table.is_round': ( 'star_chips.html#_table.is_round',
+                                                                                  'bloodcount/star_chips.py'),
                                        'bloodcount.star_chips._Table.pick': ('star_chips.html#_table.pick', 'bloodcount/star_chips.py'),
                                        'bloodcount.star_chips._largest_parts': ( 'star_chips.html#_largest_parts',
                                                                                  'bloodcount/star_chips.py'),
