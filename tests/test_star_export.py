@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from bloodcount import cli, star_export
+from bloodcount.drawing import CELL_TITLES
 from bloodcount.errors import SettingsError
 from bloodcount.files import sha256
+from bloodcount.settings import CELLS
 from bloodcount.star_export import network_maps, network_onnx, qupath_script, sample_picture
 from bloodcount.stars import GRID, HEADS, MARGIN, STARS, as_input, load_stars, star_card
 
@@ -71,7 +73,9 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
     assert np.load(tmp_path / "test_image.npy").shape == (1, 3, 256, 320)
     assert_same({name: np.load(tmp_path / f"test_{name}.npy") for name in HEADS}, here)
     told = (tmp_path / "README.md").read_text()
-    assert "red cells 0.60, white cells 0.70, platelets 0.30" in told and "37 px" in told
+    least = star_card(STARS)["thresholds"]
+    said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in CELLS)
+    assert said in told and "37 px" in told
 
 
 def test_bioimageio_finds_no_fault_and_says_the_same(package, here):
