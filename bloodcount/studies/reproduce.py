@@ -270,7 +270,8 @@ def publish_notebooks(reproduction: Reproduction, names: list[str]) -> None:
         for cell in source.cells:
             if cell.cell_type == "code":
                 licensed = "licensed" in cell.metadata.get("tags", [])
-                cell.outputs = [] if licensed else outputs.get(cell.id, [])
+                shown = [o for o in outputs.get(cell.id, []) if o.get("name") != "stderr"]
+                cell.outputs = [] if licensed else shown
                 for output in cell.outputs:
                     if "metadata" in output:
                         output.metadata = {}
