@@ -131,8 +131,11 @@ def test_a_covered_cell_stays_in_one_piece(truth):
         chip = cut_chip(truth, (200, 300), rng, shift=0)
         before = {i: label(chip.labels == i).max() for i in np.unique(chip.labels) if i > 0}
         overlap(chip, rng)
-        for number, parts in before.items():
-            assert label(chip.labels == number, connectivity=1).max() <= max(parts, 1)
+        for number in np.unique(
+            chip.labels[chip.labels > 0]
+        ):  # Copies may be covered by later ones
+            parts = label(chip.labels == number, connectivity=1).max()
+            assert parts <= max(before.get(number, 1), 1)
 
 
 def test_an_upper_cell_is_whole():

@@ -185,8 +185,8 @@ def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
 # %% ../../nbs/studies/22_page.ipynb #048b07e7
 def _figure_file(figures: Path, artefact: str) -> Path | None:
     "The picture of an artefact, if it is there."
-    files = (figures / f"{artefact}{suffix}" for suffix in (".svg", ".png"))
-    return next((path for path in files if path.exists()), None)
+    path = figures / f"{artefact}.png"
+    return path if path.exists() else None
 
 
 FOLDED = 12  # Tables of more rows open by a click
