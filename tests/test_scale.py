@@ -12,7 +12,7 @@ from bloodcount.scale import (
     middle,
     usual_diameter,
 )
-from bloodcount.stars import Stars, load_stars
+from bloodcount.stars import Stars, joined, load_stars
 from bloodcount.synthetic import synthetic_smear
 from bloodcount.tiles import resized
 
@@ -75,11 +75,24 @@ def test_it_says_what_the_star_finder_says(finder):
         _ = AnyScale(finder).colour
 
 
+def cells(*widths: float, at: float = 100.0) -> Stars:
+    "Round red cells of some diameters, px, around one place."
+    n = len(widths)
+    reach = np.repeat(np.float32(widths)[:, None] / 2, 32, axis=1)
+    return Stars(np.full((n, 2), at, np.float32), reach, np.ones(n, np.float32), np.zeros(n, int))
+
+
 def test_specks_do_not_make_the_usual_size():
-    reach = np.concatenate([np.full((10, 32), 20.0), np.full((30, 32), 3.0)]).astype(np.float32)
-    red = Stars(np.zeros((40, 2), np.float32), reach, np.ones(40, np.float32), np.zeros(40, int))
-    assert usual_diameter(red) == pytest.approx(40, rel=0.01)
-    assert np.isnan(usual_diameter(red[:0]))
+    red = cells(*[40] * 10, *[6] * 30)
+    assert usual_diameter(red, (200, 200)) == pytest.approx(40, rel=0.01)
+    assert np.isnan(usual_diameter(red[:0], (200, 200)))
+
+
+def test_cells_cut_by_the_border_do_not_make_the_usual_size():
+    whole, cut = cells(40, 41, 42, 43), cells(*[90] * 5, at=30.0)
+    assert usual_diameter(joined([whole, cut]), (200, 200)) == pytest.approx(42, abs=1)
+    few = joined([whole[:3], cut])  # Too few whole ones: all count
+    assert usual_diameter(few, (200, 200)) == pytest.approx(90, rel=0.01)
 
 
 def test_the_middle_is_the_middle():
