@@ -117,9 +117,7 @@ def contents(root: Path) -> str:
     for caption, pattern in FLOORS.items():
         found = sorted(str(path.relative_to(root)) for path in root.glob(pattern))
         parts.append(toctree(caption, found))
-    known = modules(root)
-    api = [f"{name.removeprefix('bloodcount.')} <api/{name}>" for name in known]
-    parts.append(toctree("Python", api))
+    parts.append(toctree("Python", ["Modules <api/index>"]))
     first = ("README.md", "figures/README.md")
     parts.append(toctree("More", [p for p in listed if p.endswith(".md") and p not in first]))
     return "".join(parts)
@@ -146,7 +144,18 @@ def api_page(root: Path, name: str) -> str:
         for part, kind in parts.items()
     )
     module = f".. automodule:: {name}\n   :no-members:\n\n.. currentmodule:: {name}\n\n"
-    return f"# {name}\n\n{link}\n```{{eval-rst}}\n{module}{table}{each}```\n"
+    orphan = "---\norphan: true\n---\n"  # Listed by `api_index`; a sidebar with them all is long, and slow to make
+    return f"{orphan}# {name}\n\n{link}\n```{{eval-rst}}\n{module}{table}{each}```\n"
+
+
+def api_index(root: Path) -> str:
+    "The page that lists all modules with what they are."
+    rows = []
+    for name in modules(root):
+        path = root / Path(*name.split(".")).with_suffix(".py")
+        says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        rows.append(f"| [{name}]({name}.md) | {says.splitlines()[0] if says else ''} |\n")
+    return f"# Modules\n\n| module | what it is |\n|---|---|\n{''.join(rows)}"
 
 
 def lay_out(root: Path, source: Path) -> None:
@@ -162,6 +171,7 @@ def lay_out(root: Path, source: Path) -> None:
             text = placed(root, page, page.read_text(encoding="utf-8"), source)
         copy.write_text(text + (contents(root) if start else ""), encoding="utf-8")
     (source / "api").mkdir()
+    (source / "api" / "index.md").write_text(api_index(root), encoding="utf-8")
     for name in modules(root):
         (source / "api" / f"{name}.md").write_text(api_page(root, name), encoding="utf-8")
 
