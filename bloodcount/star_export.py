@@ -181,6 +181,7 @@ Each map has half the sides of the image. `prob` is high in the middle of a cell
 1. The kind of a pixel is the largest of `prob_class` but background, after a mean over 3 x 3 pixels.
 2. Candidates are local maxima of `prob` that reach the threshold of their kind: {thresholds}.
 3. Non-maximum suppression keeps the surer one of two that share more than {overlap:.2f} of the smaller. Red and white cells compete; platelets compete among themselves.
+4. Least areas, in areas of a usual red cell, of a whole cell and of one that the border of the image cuts: {smallest}.
 
 `config.json`, `thresholds.json` and `weights_best.h5` are the model as the Python library `stardist` reads it.
 
@@ -200,9 +201,12 @@ def read_me(
         known = (f"{CELL_TITLES[cell]} {values[cell]:.2f}" for cell in CELLS if cell in values)
         return ", ".join(known) or "unknown"
 
+    smallest = card.get("smallest", {})
+    sizes = (f"{CELL_TITLES[cell]} {whole}, {cut}" for cell, (whole, cut) in smallest.items())
     return READ_ME.format(
         title=title, version=__version__, diameter=card["diameter"], step=STEP, margin=MARGIN,
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
+        smallest="; ".join(sizes) or "none",
         thresholds=listed(card["thresholds"]), f1=listed(card.get("validation", {}).get("f1", {})),
     )  # fmt: skip
 

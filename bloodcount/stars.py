@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'MOST', 'LEFT', 'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'HEADS', 'Stars', 'corners', 'joined',
-           'candidates', 'suppressed', 'one_each', 'drawn', 'as_input', 'StarFinder', 'tile_maps', 'hushed',
-           'star_card', 'load_stars', 'compute_in']
+           'candidates', 'suppressed', 'one_each', 'seen_area', 'large_enough', 'drawn', 'as_input', 'StarFinder',
+           'tile_maps', 'hushed', 'star_card', 'load_stars', 'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
@@ -125,6 +125,32 @@ def one_each(stars: Stars, overlap: float) -> Stars:
     inside = (away < 0.4 * white.diameter).any(axis=1)
     return joined([cells, small[~inside]])
 
+# %% ../nbs/10_stars.ipynb #bc8687d9
+def seen_area(
+    stars: Stars,  # In px of the image
+    shape: tuple[int, int],  # (H, W)
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) float32, px; (n,) bool
+    "About how much of each polygon lies within the image, and whether it reaches the border."
+    places, edge = corners(stars), np.subtract(shape, 1)
+    low, high = places.min(axis=2), places.max(axis=2)
+    within = np.clip(high, 0, edge) - np.clip(low, 0, edge)
+    share = np.prod(np.maximum(within, 0) / np.maximum(high - low, 1e-6), axis=1)
+    return stars.area * share, ((low <= GRID) | (high >= edge - GRID)).any(axis=1)
+
+
+def large_enough(
+    stars: Stars,  # In px of the picture
+    shape: tuple[int, int],  # (H, W)
+    red_area: float,  # Of a red cell, px
+    smallest: dict[
+        str, tuple[float, float]
+    ],  # cell -> least area of a whole one, of one at the border
+) -> np.ndarray:  # (n,) bool
+    "Which polygons show enough of a cell, by areas of a red cell."
+    least = np.array([smallest.get(cell, (0, 0)) for cell in CELLS], np.float32)
+    area, cut = seen_area(stars, shape)
+    return area >= red_area * least[stars.kind, cut.astype(int)]
+
 # %% ../nbs/10_stars.ipynb #5ccf0d89
 LEFT = 0.25  # Least share of a polygon that is seen
 
@@ -144,19 +170,9 @@ def drawn(
     labels = polygons_to_label_coord(corners(stars)[order], shape, labels=numbers - 1)
     labels = labels.astype(np.int32)
     seen = np.bincount(labels.ravel(), minlength=len(stars) + 1)
-    inside = _share_inside(stars[order], shape)
-    gone = np.concatenate([[False], seen[1:] < LEFT * inside * stars.area[order]])
+    gone = np.concatenate([[False], seen[1:] < LEFT * seen_area(stars[order], shape)[0]])
     labels[gone[labels]] = 0
     return cells_from_labels(labels, score=stars.score[order])
-
-# %% ../nbs/10_stars.ipynb #9f44d3fb
-def _share_inside(stars: Stars, shape: tuple[int, int]) -> np.ndarray:
-    "Of each polygon's bounding box, the share within the image, (n,)."
-    places = corners(stars)
-    low, high = places.min(axis=2), places.max(axis=2)
-    edge = np.subtract(shape, 1)
-    width = np.clip(high, 0, edge) - np.clip(low, 0, edge)
-    return np.prod(np.maximum(width, 0) / np.maximum(high - low, 1e-6), axis=1)
 
 # %% ../nbs/10_stars.ipynb #782e4e83
 def as_input(
@@ -190,6 +206,7 @@ class StarFinder:
     overlap: float  # Greatest overlap of two cells, as a share of the smaller one
     diameter: float  # Of the red cells that the network knows, px of its picture
     zoom: float  # Of its own smears
+    smallest: dict[str, tuple[float, float]]  # See `large_enough`
     cells: tuple[str, ...] = CELLS
     network: str = "stardist"
     method: str = "stars"
@@ -212,6 +229,8 @@ class StarFinder:
         least = np.array([self.thresholds[cell] for cell in CELLS])
         parts = [candidates(*maps, least).moved(at) for maps, at in tile_maps(self, picture)]
         stars = one_each(joined(parts), self.overlap)
+        red_area = np.pi / 4 * self.diameter**2
+        stars = stars[large_enough(stars, picture.shape[:2], red_area, self.smallest)]
         return stars.scaled(np.divide(image.shape[:2], picture.shape[:2]))
 
 # %% ../nbs/10_stars.ipynb #49c0278c
@@ -291,6 +310,7 @@ def load_stars(
         weights="bloodcount" if folder == STARS else str(folder),
         checksum=card["weights_sha256"],
         model=model,
+        smallest=card.get("smallest", {}),
         **{key: card[key] for key in ("thresholds", "overlap", "diameter", "zoom")},
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from bloodcount.stars import (
     candidates,
     drawn,
     joined,
+    large_enough,
     load_stars,
     one_each,
     suppressed,
@@ -75,6 +77,32 @@ def test_suppression_does_not_depend_on_the_order():
     again = one_each(many[rng.permutation(200)], 0.4)
     assert 20 < len(kept) < 200
     assert sorted(map(tuple, kept.centre)) == sorted(map(tuple, again.centre))
+
+
+@pytest.mark.parametrize(
+    "col, radius, kind, counts",
+    [
+        (50, 12, WBC, True),
+        (50, 6, WBC, False),  # Whole, and less than half a red cell
+        (0, 12, WBC, False),  # Half of it is seen, less than 1.4 red cells
+        (0, 18, WBC, True),
+        (10, 12, WBC, True),  # Nearly all of it is seen
+        (99, 12, WBC, False),
+        (0, 12, RBC, True),  # For which there is no rule
+        (50, 1, PLT, True),
+    ],
+)
+def test_a_white_cell_must_show_enough_of_itself(col, radius, kind, counts):
+    rule, red_area = {"wbc": (0.5, 1.4)}, np.pi * 9**2
+    for stars in (disc(50, col, radius, kind=kind), disc(col, 50, radius, kind=kind)):
+        assert large_enough(stars, (100, 100), red_area, rule).tolist() == [counts]
+
+
+def test_the_rule_is_that_of_the_card(finder):
+    assert finder.smallest == json.loads((STARS / "card.json").read_text())["smallest"]
+    image = synthetic_smear(seed=1, shape=(480, 640), rbc=20, wbc=3, plt=0, overlap=0).image
+    strict = replace(finder, smallest={"wbc": (99.0, 99.0)})
+    assert len(strict(image)["wbc"]) == 0 < len(finder(image)["wbc"])
 
 
 def test_platelets_lie_over_red_cells_but_not_in_white_ones():

@@ -97,8 +97,8 @@ def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
 def star_name() -> tuple:
     "What its cells depend on, beside the image and the code; raises `IntegrityError`."
     card = star_card(star_folder())
-    told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom")
-    return tuple(str(card[key]) for key in told) + tuple(versions(("stardist",)).values())
+    told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom", "smallest")
+    return tuple(str(card.get(key)) for key in told) + tuple(versions(("stardist",)).values())
 
 
 def finder_name(
