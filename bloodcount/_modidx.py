@@ -716,6 +716,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.stars.compute_in': ('stars.html#compute_in', 'bloodcount/stars.py'),
                                   'bloodcount.stars.corners': ('stars.html#corners', 'bloodcount/stars.py'),
                                   'bloodcount.stars.drawn': ('stars.html#drawn', 'bloodcount/stars.py'),
+                                  'bloodcount.stars.filled': ('stars.html#filled', 'bloodcount/stars.py'),
                                   'bloodcount.stars.hushed': ('stars.html#hushed', 'bloodcount/stars.py'),
                                   'bloodcount.stars.joined': ('stars.html#joined', 'bloodcount/stars.py'),
                                   'bloodcount.stars.large_enough': ('stars.html#large_enough', 'bloodcount/stars.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRID', 'MOST', 'LEFT', 'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'HEADS', 'Stars', 'corners', 'joined',
-           'candidates', 'suppressed', 'one_each', 'seen_area', 'large_enough', 'drawn', 'as_input', 'StarFinder',
-           'tile_maps', 'hushed', 'star_card', 'load_stars', 'compute_in']
+           'candidates', 'suppressed', 'one_each', 'seen_area', 'large_enough', 'drawn', 'filled', 'as_input',
+           'StarFinder', 'tile_maps', 'hushed', 'star_card', 'load_stars', 'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
@@ -160,19 +160,27 @@ def drawn(
     shape: tuple[int, int],  # (H, W)
 ) -> Cells:
     "The polygons as cells, what is seen of each."
-    from stardist.geometry import polygons_to_label_coord
-
-    labels = np.zeros(shape, np.int32)
-    if not len(stars):
-        return cells_from_labels(labels, score=stars.score)
     order = np.argsort(stars.score, kind="stable")
-    numbers = np.arange(1, len(stars) + 1)
-    labels = polygons_to_label_coord(corners(stars)[order], shape, labels=numbers - 1)
-    labels = labels.astype(np.int32)
+    labels = filled(stars[order], shape)
     seen = np.bincount(labels.ravel(), minlength=len(stars) + 1)
     gone = np.concatenate([[False], seen[1:] < LEFT * seen_area(stars[order], shape)[0]])
-    labels[gone[labels]] = 0
+    if gone.any():
+        labels[gone[labels]] = 0
     return cells_from_labels(labels, score=stars.score[order])
+
+
+def filled(
+    stars: Stars,  # In px of the image; the last lies on top
+    shape: tuple[int, int],  # (H, W)
+) -> np.ndarray:  # (H, W) int32, 1, 2, ...
+    "A label image of the polygons."
+    labels = np.zeros(shape, np.int32)
+    # OpenCV fills the pixels of the outline too, half of which lie outside
+    inner = replace(stars, reach=np.maximum(stars.reach - np.float32(0.5), 0))
+    outlines = np.rint(16 * corners(inner).transpose(0, 2, 1)[..., ::-1]).astype(np.int32)
+    for number, outline in enumerate(outlines, start=1):
+        cv2.fillPoly(labels, [outline], number, cv2.LINE_8, shift=4)  # Sixteenths of a px
+    return labels
 
 # %% ../nbs/10_stars.ipynb #782e4e83
 def as_input(
