@@ -310,6 +310,7 @@ def load_stars(
     folder = STARS if folder is None else Path(folder)
     card = star_card(folder)
     with hushed():
+        import bloodcount.networks  # noqa: F401 starts TensorFlow without a word
         from stardist.models import StarDist2D
 
         model = StarDist2D(None, name=folder.name, basedir=str(folder.parent))
