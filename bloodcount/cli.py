@@ -164,7 +164,7 @@ Network = Annotated[
     str, typer.Option(help=f"{', '.join(NETWORKS)} or stardist; else that of the weights.")
 ]
 Weights = Annotated[
-    str, typer.Option(help="bloodcount, authors, or the folder of a trained model.")
+    str, typer.Option(help="bloodcount, authors, elsewhere, or the folder of a trained model.")
 ]
 Methods = Annotated[
     list[str] | None,

@@ -30,7 +30,7 @@ def export_command(
         typer.Option(metavar="FILE.onnx", help="For QuPath, with a script beside it."),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="bloodcount, or the folder of a trained star model.")
+        str, typer.Option(help="bloodcount, elsewhere, or the folder of a trained star model.")
     ] = "bloodcount",
 ) -> None:
     "Write the star network for other programs; needs the extra `share`."
@@ -39,8 +39,9 @@ def export_command(
     if bioimageio is None and qupath is None:
         raise SettingsError("Say what to write: --bioimageio FILE.zip or --qupath FILE.onnx.")
     from bloodcount import star_export
+    from bloodcount.stars import star_home
 
-    model = star_export.STARS if weights == "bloodcount" else Path(weights)
+    model = star_home(weights)
     if bioimageio is not None:
         print(star_export.write_bioimageio(bioimageio, model))
     if qupath is not None:

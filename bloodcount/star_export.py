@@ -21,7 +21,17 @@ from .errors import SettingsError
 from .files import replacing, write_text
 from .scale import RED_CELL
 from .settings import CELLS
-from .stars import GRID, HEADS, MARGIN, STARS, STEP, as_input, load_stars, star_card
+from bloodcount.stars import (
+    GRID,
+    HEADS,
+    MARGIN,
+    STAR_WEIGHTS,
+    STARS,
+    STEP,
+    as_input,
+    load_stars,
+    star_card,
+)
 from .synthetic import synthetic_smear
 from .tiles import resized
 
@@ -303,7 +313,7 @@ def _description(model: Path, title: str, files: dict[str, Path]) -> Any:
         description="Red cells, white cells and platelets in stained blood smears, by StarDist",
         authors=[spec.Author(name="The bloodcount developers")],
         cite=[spec.CiteEntry(text=text, doi=doi) for text, doi in sources],
-        license=spec.LicenseId("Apache-2.0") if model == STARS else None,
+        license=spec.LicenseId("Apache-2.0") if model in STAR_WEIGHTS.values() else None,
         tags="2d brightfield cells stardist unet instance-segmentation object-detection".split(),
         documentation=spec.FileDescr(source=files["read_me"]),
         attachments=[spec.FileDescr(source=path) for path in kept],

@@ -236,6 +236,35 @@ def test_the_tables_and_the_figure(run):
     assert heights[:3] == pytest.approx([0.95, 0.9, 29 / 30]) and heights[3:] == [0, 0, 0]
 
 
+def test_the_second_weights_are_scored_on_what_was_kept_out(run, monkeypatch):
+    fields, asked = elsewhere.drawn_fields(), []
+    learnt = {"data": {"images": {"other": [f"cbc/{fields[0].name}", "aslan/none"]}}}
+    monkeypatch.setattr(elsewhere, "star_card", lambda folder: learnt)
+
+    def found(run, field, finder, weights):
+        asked.append((field.set, field.name, weights))
+        count = 4 if weights == elsewhere.SECOND else 3
+        return {
+            "rows": [row(field.set, field.name, "rbc", 4, count, 4) | {"weights": weights}],
+            "diameter": 70.0,
+            "sure": True,
+        }
+
+    monkeypatch.setattr(elsewhere, "star_field", found)
+    rows = elsewhere.second_rows(run, fields)
+    assert len(asked) == 2 * (len(fields) - 1) and ("cbc", fields[0].name) not in {
+        a[:2] for a in asked
+    }
+    whole, kept = elsewhere.elsewhere_results(run, ROWS), elsewhere.KEPT_OUT
+    results = pd.concat([whole, elsewhere.elsewhere_results(run, rows, kept)])
+    table = elsewhere.elsewhere_table(results, kept)
+    assert table["set"].tolist() == [f"{of}{kept}" for of in elsewhere.SETS for _ in range(2)]
+    assert table["red cells found, %"].tolist() == ["75.00", "100.00"] * 3
+    assert table["segmented by"].tolist()[:2] == ["our star network", "our second star network"]
+    assert elsewhere.elsewhere_table(results).equals(elsewhere.elsewhere_table(whole))
+    assert elsewhere.scale_table(results).equals(elsewhere.scale_table(whole))
+
+
 def test_the_worst_fields_are_the_star_networks():
     other = ROWS.assign(model="do_unet", found=0)
     worst = elsewhere.worst_fields(pd.concat([ROWS, other]), 1)

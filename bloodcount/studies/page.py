@@ -100,6 +100,10 @@ _SUPPLEMENT = {  # For who wants to look a number up
     "table_annotated_twice": ("12_errata", "Errata: one picture, annotated twice"),
     "table_stars_platelets": ("14_stardist", "Star network: is each platelet found?"),
     "table_stars_contact": ("14_stardist", "Star network: which red cells are found, by contact"),
+    "table_elsewhere_second": (
+        "15_elsewhere",
+        "Elsewhere: what learning from other laboratories adds",
+    ),
     "table_elsewhere_scale": ("15_elsewhere", "Elsewhere: the size of the red cells"),
 }
 SECTIONS = {

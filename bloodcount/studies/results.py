@@ -116,7 +116,8 @@ CHOSEN |= {("stardist", c): "stars" for c in TRUTHS}
 
 def network_title(model: str, weights: str, recipe: str = "", cell: str = "") -> str:
     "A network and whose weights, as tables say it; a recipe that is not the chosen one is named."
-    owner = {"authors": "authors' ", "bloodcount": "our ", "none": ""}[weights]
+    owners = {"authors": "authors' ", "bloodcount": "our ", "elsewhere": "our second ", "none": ""}
+    owner = owners[weights]
     other = recipe and recipe != CHOSEN.get((model, cell))
     return owner + NETWORK_TITLES[model] + (f", recipe {recipe}" if other else "")
 

@@ -31,7 +31,7 @@ from bloodcount.evaluation import (
 )
 from ..scale import AnyScale
 from ..source import PACKAGE
-from ..stars import STARS, load_stars, star_card
+from ..stars import STAR_WEIGHTS, load_stars, star_card
 from .figures import curve_figure, nothing_to_draw
 from .held_out import own_rows
 from bloodcount.studies.overlap import (
@@ -76,16 +76,17 @@ STAR = {"model": "stardist", "weights": "bloodcount", "recipe": "stars", "counti
 Find = Callable[[np.ndarray], Mapping[str, Cells]]  # An image (H, W, 3) uint8 RGB -> its cells
 
 
-def star_folder() -> Path:
-    "The folder of the star network."
-    return STARS if STARS.is_dir() else PACKAGE / "weights" / "stars"
+def star_folder(weights: str = "bloodcount") -> Path:  # weights: a key of STAR_WEIGHTS
+    "The folder of a star network."
+    home = STAR_WEIGHTS[weights]
+    return home if home.is_dir() else PACKAGE / "weights" / home.name
 
 
 @functools.cache
-def star_finder() -> AnyScale:
-    "The star network, loaded once; raises `IntegrityError`."
+def star_finder(weights: str = "bloodcount") -> AnyScale:  # weights: a key of STAR_WEIGHTS
+    "A star network, loaded once; raises `IntegrityError`."
     logging.getLogger("tensorflow").setLevel(logging.CRITICAL)  # It warns of new image sizes
-    return AnyScale(load_stars(star_folder()))
+    return AnyScale(load_stars(star_folder(weights)))
 
 
 def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
@@ -94,9 +95,9 @@ def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
 
 # %% ../../nbs/studies/17_star_network.ipynb #577280a4
 @functools.cache
-def star_name() -> tuple:
+def star_name(weights: str = "bloodcount") -> tuple:  # weights: a key of STAR_WEIGHTS
     "What its cells depend on, beside the image and the code; raises `IntegrityError`."
-    card = star_card(star_folder())
+    card = star_card(star_folder(weights))
     told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom", "smallest")
     return tuple(str(card.get(key)) for key in told) + tuple(versions(("stardist",)).values())
 
