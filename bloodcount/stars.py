@@ -319,8 +319,9 @@ def load_stars(
     folder = star_home(weights)
     names = {home: name for name, home in STAR_WEIGHTS.items()}
     card = star_card(folder)
+    import bloodcount.networks  # noqa: F401 starts TensorFlow without a word
+
     with hushed():
-        import bloodcount.networks  # noqa: F401 starts TensorFlow without a word
         from stardist.models import StarDist2D
 
         model = StarDist2D(None, name=folder.name, basedir=str(folder.parent))

@@ -41,9 +41,9 @@ from bloodcount.studies.star_network import (
     FOUND_BY,
     STAR,
     finder_name,
-    star_name,
     star_finder,
     star_folder,
+    star_name,
 )
 from ..synthetic import synthetic_smear
 from ..tiles import resized
