@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SETS', 'SMALLEST', 'LARGEST', 'SECOND', 'KEPT_OUT', 'ELSEWHERE', 'Truth', 'Field', 'other_folder', 'other_name',
            'read_fields', 'drawn_fields', 'fields_of', 'within', 'own_cell', 'score_marks', 'sized', 'at_size',
-           'star_field', 'paper_field', 'elsewhere_rows', 'kept_out', 'second_rows', 'elsewhere_results',
-           'elsewhere_table', 'scale_table', 'elsewhere_figure', 'worst_fields', 'wrong_figure']
+           'star_field', 'paper_field', 'elsewhere_rows', 'second_truths', 'kept_out', 'second_rows',
+           'elsewhere_results', 'elsewhere_table', 'scale_table', 'elsewhere_figure', 'worst_fields', 'wrong_figure']
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #9f05a37b
 import functools
@@ -33,6 +33,8 @@ from ..scale import AnyScale
 from ..segmentation import Maps, load_segmenter
 from ..settings import Counting, Settings
 from ..source import digest
+from ..star_marks import marked_truth
+from ..star_truth import StarTruth
 from ..stars import star_card
 from .figures import nothing_to_draw
 from .protocol import Run, compared, kept_rows, network_folder, progress
@@ -313,6 +315,21 @@ def elsewhere_rows(
 # %% ../../nbs/studies/18_elsewhere.ipynb #d132a30b
 SECOND = "elsewhere"  # The second star weights, a key of STAR_WEIGHTS
 KEPT_OUT = ", kept out"
+
+
+def second_truths(
+    fields: list[Field],
+    finder: AnyScale,  # With the first weights
+) -> list[StarTruth]:
+    "What the second star weights learnt: all fields but every third of each set, by name."
+    truths = []
+    for of, truth in SETS.items():
+        names = sorted(field.name for field in fields if field.set == of)
+        for field in fields:
+            if field.set == of and names.index(field.name) % 3 != 2:
+                said = field.marks, finder, truth.whole, truth.points
+                truths.append(marked_truth(f"{of}/{field.name}", field.read(), *said))
+    return truths
 
 
 def kept_out(fields: list[Field]) -> list[Field]:
