@@ -252,12 +252,14 @@ def test_the_real_thing(tmp_path, authors_folder):
         assert row["weights_sha256"] == fetch.MEMBERS[f"weights/{row['cell']}.h5"][1]
 
 
-def test_a_star_model_of_ones_own_counts_every_type(capsys, tmp_path):
+@pytest.mark.parametrize("whose", ["one's own", "elsewhere"])
+def test_star_weights_count_every_type(capsys, tmp_path, whose):
     from bloodcount.stars import STARS
 
     shutil.copytree(STARS, tmp_path / "mine")
     image = save(tmp_path / "a.png")
-    command = ("count", image, "-o", tmp_path / "out", "--weights", tmp_path / "mine")
+    weights = "elsewhere" if whose == "elsewhere" else tmp_path / "mine"
+    command = ("count", image, "-o", tmp_path / "out", "--weights", weights)
     assert in_process(capsys, *command)[0] == 0
     table = rows(tmp_path / "out")
     assert [row["cell"] for row in table] == ["rbc", "wbc", "plt"]

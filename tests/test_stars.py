@@ -11,6 +11,7 @@ import bloodcount.stars as stars_module
 from bloodcount.errors import InputError, IntegrityError, SettingsError
 from bloodcount.settings import CELLS
 from bloodcount.stars import (
+    STAR_WEIGHTS,
     STARS,
     Stars,
     candidates,
@@ -19,6 +20,7 @@ from bloodcount.stars import (
     large_enough,
     load_stars,
     one_each,
+    star_home,
     suppressed,
 )
 from bloodcount.synthetic import synthetic_smear
@@ -209,6 +211,14 @@ def test_a_damaged_model_is_refused(tmp_path):
         file.write(b"damage")
     with pytest.raises(IntegrityError, match="damaged"):
         load_stars(folder)
+
+
+@pytest.mark.parametrize("name", STAR_WEIGHTS)
+def test_weights_of_this_package_have_names(name, smear):
+    named = load_stars(name)
+    assert named.weights == name and star_home(name) == STAR_WEIGHTS[name]
+    counts = {cell: len(cells) for cell, cells in named(smear.image).items()}
+    assert abs(counts["rbc"] - smear.counts["rbc"]) <= 0.1 * smear.counts["rbc"]
 
 
 def test_a_copy_of_the_model_is_the_model(tmp_path, found, smear, capsys):
