@@ -434,7 +434,7 @@ def test_results_are_long_form(home):
         assert all(value == "" or math.isfinite(float(value)) for value in values)
     assert set(results["profile"]) == {"smoke"} and set(results["paper"]) == {""}
     assert set(results["model"]) <= {"do_unet", "segnet", "stardist", "truth", *SYSTEMS}
-    assert set(results["weights"]) <= {"authors", "bloodcount", "none"}
+    assert set(results["weights"]) <= {"authors", "bloodcount", "elsewhere", "none"}
     assert set(results["cell"]) == set(protocol.TRUTHS)
     assert {"cht", "ccl", "watershed", "edt"} <= set(results["method"])
     keys = RESULTS[: RESULTS.index("n")]
