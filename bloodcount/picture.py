@@ -200,10 +200,14 @@ def finder_of(plan: CountPlan) -> LazyFinder:
 
 
 def _network(plan: CountPlan) -> str:
+    if plan.weights == ELSEWHERE:
+        if plan.network not in ("", STARS):
+            raise SettingsError(
+                f"--network {plan.network}: the weights {ELSEWHERE} are of {STARS}; leave it out."
+            )
+        return STARS
     if plan.network or plan.weights in ("bloodcount", "authors"):
         return plan.network
-    if plan.weights == ELSEWHERE:
-        return STARS
     card = read_card(Path(plan.weights))
     return card["network"] if card else ""
 

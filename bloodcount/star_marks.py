@@ -20,17 +20,14 @@ from .stars import Stars, corners, filled
 from .tiles import resized
 
 # %% ../nbs/10_star_marks.ipynb #38df40a5
-UNKNOWN, NOTHING, PIECE = (
-    -1,
-    0,
-    -2,
-)  # In the place of a kind: not to be learnt; background; of another cell
+# In the place of a kind: not to be learnt; background; a piece of another cell.
+UNKNOWN, NOTHING, PIECE = -1, 0, -2
 SAME = 0.35  # Least IoU of the box of a mark and that of a cell
 SURE = 0.6  # Least score of a red cell that is believed without a mark
 SIZES = (
     0.3,
     2.5,
-)  # Least and greatest area of a red cell that was taken for a white one, in areas of a usual one
+)  # Areas between which a cell taken for a white one can be a red one, in areas of a usual one
 RED_AREA = np.pi / 4 * DIAMETER**2  # px
 
 # %% ../nbs/10_star_marks.ipynb #3b92d5c7

@@ -142,9 +142,7 @@ def large_enough(
     stars: Stars,  # In px of the picture
     shape: tuple[int, int],  # (H, W)
     red_area: float,  # Of a red cell, px
-    smallest: dict[
-        str, tuple[float, float]
-    ],  # cell -> least area of a whole one, of one at the border
+    smallest: dict[str, tuple[float, float]],  # cell -> least area, whole and at the border
 ) -> np.ndarray:  # (n,) bool
     "Which polygons show enough of a cell, by areas of a red cell."
     least = np.array([smallest.get(cell, (0, 0)) for cell in CELLS], np.float32)
@@ -311,8 +309,7 @@ def star_card(
 
 # %% ../nbs/10_stars.ipynb #8041c559
 def load_stars(
-    weights: str
-    | Path = "bloodcount",  # A key of STAR_WEIGHTS, or the folder of a trained star model
+    weights: str | Path = "bloodcount",  # A key of STAR_WEIGHTS, or a trained model's folder
     precision: str = "float32",  # Or "mixed_bfloat16": half the time on a processor that has it
 ) -> StarFinder:
     "A trained star network; raises `IntegrityError` if it is missing or damaged."

@@ -267,6 +267,13 @@ def test_star_weights_count_every_type(capsys, tmp_path, whose):
     assert abs(int(table[0]["count"]) - 9) <= 2
 
 
+def test_the_paper_s_networks_have_no_weights_for_elsewhere(capsys, tmp_path):
+    command = ("count", save(tmp_path / "a.png"), "--weights", "elsewhere", "--network", "do_unet")
+    code, _, errors = in_process(capsys, *command, "-o", tmp_path / "out")
+    said = "--network do_unet: the weights elsewhere are of stardist; leave it out."
+    assert (code, errors) == (2, [said])
+
+
 # The other commands
 
 

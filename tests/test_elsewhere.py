@@ -265,6 +265,18 @@ def test_the_second_weights_are_scored_on_what_was_kept_out(run, monkeypatch):
     assert elsewhere.scale_table(results).equals(elsewhere.scale_table(whole))
 
 
+def test_every_third_field_of_a_set_is_not_learnt(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        elsewhere, "marked_truth", lambda name, *rest: taken.append((name, rest[3:]))
+    )
+    blank = [("cbc", name) for name in "dbaec"] + [("chula", "z")]
+    fields = [elsewhere.Field(of, name, {}, "", lambda: None) for of, name in blank]
+    elsewhere.second_truths(fields, None)
+    assert sorted(name for name, _ in taken) == ["cbc/a", "cbc/b", "cbc/d", "cbc/e", "chula/z"]
+    assert dict(taken)["chula/z"] == ((), True) and dict(taken)["cbc/a"] == (("wbc", "plt"), False)
+
+
 def test_the_worst_fields_are_the_star_networks():
     other = ROWS.assign(model="do_unet", found=0)
     worst = elsewhere.worst_fields(pd.concat([ROWS, other]), 1)

@@ -22,7 +22,7 @@ from ..files import read_card, replacing, sha256
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
 from ..source import code_digest, digest, modules_there
-from ..stars import star_card
+from ..stars import STAR_WEIGHTS, star_card
 from .elsewhere import other_name
 from bloodcount.studies.page import (
     gather_results,
@@ -141,7 +141,8 @@ def _weights(reproduction: Reproduction) -> dict[str, dict[str, str]]:
     for owner, home in (("bloodcount", homes["weights"]), ("segnet", homes["segnet"])):
         cards = {cell: read_card(home / cell) for cell in CELLS}
         known[owner] = {cell: card["weights_sha256"] for cell, card in cards.items() if card}
-    known["stars"] = {"all": star_card(star_folder())["weights_sha256"]}
+    stars = {name: star_card(star_folder(name)) for name in STAR_WEIGHTS}
+    known["stars"] = {name: card["weights_sha256"] for name, card in stars.items()}
     return known
 
 # %% ../../nbs/studies/23_reproduce.ipynb #f54f3a43

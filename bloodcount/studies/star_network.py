@@ -71,7 +71,7 @@ from bloodcount.studies.results import (
 from .tables import COUNTING, counted_by
 
 # %% ../../nbs/studies/17_star_network.ipynb #7382e827
-# Who counts, as the columns of results say it. Its thresholds were chosen on validation images.
+# Who counts, as the columns of results say it. Its thresholds were chosen on training and validation images.
 STAR = {"model": "stardist", "weights": "bloodcount", "recipe": "stars", "counting": "tuned"}
 Find = Callable[[np.ndarray], Mapping[str, Cells]]  # An image (H, W, 3) uint8 RGB -> its cells
 
