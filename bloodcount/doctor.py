@@ -60,16 +60,18 @@ def _machine() -> Iterator[Finding]:
 
 # %% ../nbs/12_doctor.ipynb #296ac9c2
 def _weights() -> Iterator[Finding]:
-    from bloodcount.picture import STARS, LazyFinder
+    from bloodcount.picture import ELSEWHERE, STARS, LazyFinder
 
-    for cell, network in [*((cell, "") for cell in CELLS), ("rbc", STARS)]:
+    kinds = [(cell, "", "bloodcount") for cell in CELLS]
+    kinds += [("rbc", STARS, weights) for weights in ("bloodcount", ELSEWHERE)]
+    for cell, network, weights in kinds:
         try:
-            told = LazyFinder((cell,), network, "bloodcount", "", "paper").about(cell)
+            told = LazyFinder((cell,), network, weights, "", "paper").about(cell)
         except BloodcountError as error:
             yield one_line(error), False
         else:
             yield (
-                f"weights for {'all three' if network else cell}: {told['network']}, sha256 {told['checksum'][:12]}, whole",
+                f"weights {weights}, for {'all three' if network else cell}: {told['network']}, sha256 {told['checksum'][:12]}, whole",
                 True,
             )
 

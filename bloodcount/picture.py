@@ -206,8 +206,12 @@ def _network(plan: CountPlan) -> str:
                 f"--network {plan.network}: the weights {ELSEWHERE} are of {STARS}; leave it out."
             )
         return STARS
-    if plan.network or plan.weights in ("bloodcount", "authors"):
+    if plan.network or plan.weights in OURS:
         return plan.network
+    if not Path(plan.weights).is_dir():
+        raise SettingsError(
+            f"There are no weights {plan.weights!r}, and no such folder. {hint(plan.weights, OURS)}"
+        )
     card = read_card(Path(plan.weights))
     return card["network"] if card else ""
 

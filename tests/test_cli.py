@@ -149,8 +149,10 @@ def test_closed_streams(tmp_path, closed):
 def test_doctor_says_that_all_is_well():
     done = subprocess.run([COMMAND, "doctor"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    for said in ("bloodcount 0", "tensorflow 2", "weights for plt", "stardist", "of 12 red cells"):
+    for said in ("bloodcount 0", "tensorflow 2", "bloodcount, for plt", "of 12 red cells"):
         assert said in done.stdout
+    for weights in ("bloodcount", "elsewhere"):
+        assert f"weights {weights}, for all three: stardist" in done.stdout
     assert "cuInit" not in done.stderr
 
 
@@ -164,7 +166,8 @@ def test_doctor_finds_damaged_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
     picture._about.cache_clear()
     found = list(doctor._weights())
-    assert [good for _, good in found] == [True, True, False, True] and "SHA-256" in found[2][0]
+    assert [good for _, good in found] == [True, True, False, True, True]
+    assert "SHA-256" in found[2][0]
 
 
 # The authors' weights
@@ -211,10 +214,11 @@ def test_damaged_weights(capsys, settings_of, tmp_path, authors_folder):
     )
 
 
-def test_unknown_weights(capsys, tmp_path):
+@pytest.mark.parametrize("known", picture.OURS)
+def test_unknown_weights(capsys, tmp_path, known):
     image = save(tmp_path / "a.png")
-    code, _, errors = in_process(capsys, "count", image, "-o", tmp_path, "--weights", "author")
-    assert code == 2 and errors[0].endswith("Did you mean 'authors'?") and len(errors) == 1
+    code, _, errors = in_process(capsys, "count", image, "-o", tmp_path, "--weights", known[:-1])
+    assert code == 2 and errors[0].endswith(f"Did you mean {known!r}?") and len(errors) == 1
 
 
 def test_a_folder_without_a_model(capsys, tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bloodcount.settings import PROJECT
+from bloodcount.studies.elsewhere import KEPT_OUT, SECOND, SETS
 
 FIGURES = PROJECT / "figures"
 INDEX = pd.read_csv(PROJECT / "data" / "all-idb1-index.csv").set_index("image")
@@ -251,12 +252,17 @@ def test_platelets_found_follow_from_the_matches_of_single_images():
 
 def test_what_is_found_elsewhere_follows_from_single_fields():
     part = RESULTS[(RESULTS["table"] == "elsewhere")]
+    second = IMAGES[(IMAGES["table"] == "elsewhere") & (IMAGES["weights"] == SECOND)]
+    kept_out = set(second["image"])  # These weights have numbers of such fields alone
     part = part[part["quantity"].isin(["found_share", "split_share", "right_share"])]
+    assert set(part["images"]) == {of + rest for of in SETS for rest in ("", KEPT_OUT)}
     for row in part.itertuples():
         key, numbers = tuple(getattr(row, name) for name in KEY), {}
+        of = row.images.removesuffix(KEPT_OUT)
         for quantity in ("outlined", "found", "split", "count"):
             one = BY_KEY[(*key, quantity)].set_index("image")["value"]
-            numbers[quantity] = one[one.index.str.startswith(f"{row.images}/")]
+            one = one[one.index.str.startswith(f"{of}/")]
+            numbers[quantity] = one if of == row.images else one[one.index.isin(kept_out)]
         marked = numbers["outlined"].sum()
         expected = {
             "found_share": numbers["found"].sum() / marked,

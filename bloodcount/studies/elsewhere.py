@@ -377,7 +377,7 @@ def elsewhere_results(
     rows: pd.DataFrame,  # Of `elsewhere_rows` or `second_rows`
     part_of: str = "",  # What part of each set the rows are of: KEPT_OUT
 ) -> pd.DataFrame:  # Columns RESULTS; images: the set, or SET/IMAGE
-    "What is found of each set by each network; and, of whole sets, the numbers of each field."
+    "What is found of each set by each network; and the numbers of each field, once."
     results = []
     for (of, *who), part in rows.groupby(["set", *_WHO], sort=False) if len(rows) else ():
         key = {"table": ELSEWHERE, **dict(zip(_WHO, who)), "images": of + part_of, "n": len(part)}
@@ -392,7 +392,8 @@ def elsewhere_results(
         if key["model"] == STAR["model"] and key["cell"] == "rbc":
             values |= {"diameter": part["diameter"].median(), "sure_share": part["sure"].mean()}
         results += [key | {"quantity": q, "value": float(v)} for q, v in values.items()]
-        for row in part.to_dict("records") if not part_of else ():
+        there_already = part_of and key["weights"] != SECOND  # Among the rows of the whole set
+        for row in part.to_dict("records") if not there_already else ():
             one = key | {"images": f"{of}/{row['image']}", "n": np.nan}
             single = ("count", "outlined", "found", "split")
             results += [one | {"quantity": q, "value": row[q]} for q in single]
@@ -470,9 +471,11 @@ _PANELS = {  # Heading -> cell type and quantity
 def elsewhere_figure(
     results: pd.DataFrame,  # Of `elsewhere_results`
     title: str,
+    part_of: str = "",  # What part of each set: KEPT_OUT
 ) -> Figure:
     "What is found of each set: a bar for each network, a panel for each score."
-    part = results[(results["table"] == ELSEWHERE) & results["images"].isin([*SETS])]
+    part = results[results["table"] == ELSEWHERE]
+    part = part[part["images"].isin([of + part_of for of in SETS])]
     if not len(part):
         return nothing_to_draw(title)
     networks = list(part.groupby(["model", "weights", "recipe"], sort=False))
@@ -480,10 +483,10 @@ def elsewhere_figure(
     panels = figure.subplots(1, 3, sharey=True, width_ratios=[3, 2, 1])
     for ax, (heading, (cell, quantity)) in zip(panels, _PANELS.items()):
         scored = part[(part["cell"] == cell) & (part["quantity"] == quantity)]
-        sets = [of for of in SETS if of in set(scored["images"])]
+        sets = [of for of in SETS if of + part_of in set(scored["images"])]
         for i, ((_, own), colour) in enumerate(zip(networks, LINE_COLOURS)):
             own = own[own["cell"] == cell]
-            values = [value_of(own, quantity, of) for of in sets]
+            values = [value_of(own, quantity, of + part_of) for of in sets]
             at = np.arange(len(sets)) + (i - (len(networks) - 1) / 2) * 0.8 / len(networks)
             ax.bar(at, values, 0.75 / len(networks), color=colour, label=_title(networks[i][1]))
         ax.set(title=heading, xticks=range(len(sets)), xticklabels=sets, ylim=(0, 1.02))

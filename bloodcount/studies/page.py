@@ -104,6 +104,7 @@ _SUPPLEMENT = {  # For who wants to look a number up
         "15_elsewhere",
         "Elsewhere: what learning from other laboratories adds",
     ),
+    "figure_elsewhere_second": ("15_elsewhere", "Elsewhere: what is found of kept-out fields"),
     "table_elsewhere_scale": ("15_elsewhere", "Elsewhere: the size of the red cells"),
 }
 SECTIONS = {
