@@ -19,8 +19,8 @@ setup: $(READY)  ## Make .venv from requirements.lock: 3 GB, about a minute, onc
 reproduce: $(READY)  ## Run the paper's notebooks: make reproduce [PROFILE=paper|laptop|gpu|smoke] [TRAIN=1]
 	$(BIN)/bloodcount reproduce --profile $(PROFILE) $(if $(TRAIN),--train)
 
-test: $(READY)  ## Run all tests, the notebooks' lessons among them; ARGS goes to pytest
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(READY)  ## Run the tests and the notebooks' lessons: make test [ALL=1, with the slow ones] [ARGS=for pytest]
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(if $(ALL),,-m "not slow") $(ARGS)
 
 lab: $(READY)  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -485,6 +485,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_killed_run_keeps_all_finished_rows_and_goes_on(tmp_path, number):
     smears(tmp_path / "in", 8)
@@ -522,6 +523,7 @@ def test_two_processes_lose_nothing(tmp_path):
     assert len(pd.read_csv(tmp_path / "out" / "cells.csv")) == 36 * 9
 
 
+@pytest.mark.slow
 def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
     distributed = pytest.importorskip("distributed")
     smears(tmp_path / "in", 12)

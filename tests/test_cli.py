@@ -298,6 +298,7 @@ def counted_in(folder: Path, environment: dict[str, str]) -> dict[str, int]:
     return {row["method"]: int(row["count"]) for row in rows(folder / "out")}
 
 
+@pytest.mark.slow
 def test_threads_and_onednn_move_a_count_by_one_at_most(tmp_path):
     here = counted_in(tmp_path / "here", {})
     assert len(here) == 4 and max(here.values()) > 10
@@ -375,6 +376,7 @@ def test_reproduce_hands_on_what_it_is_told(run, monkeypatch):
 # Training, tuning, the page
 
 
+@pytest.mark.slow
 def test_train_then_count(capsys, settings_of, tmp_path):
     "A smoke training; its folder is then the weights, for its own cell type."
     settings_of(runs=tmp_path / "runs")

@@ -69,6 +69,7 @@ def test_links_between_files_of_the_project_lead_to_files():
     assert not dead
 
 
+@pytest.mark.slow
 def test_every_link_of_the_site_leads_somewhere(site):
     dead = []
     pages = [page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts]
@@ -88,6 +89,7 @@ def test_every_link_of_the_site_leads_somewhere(site):
     assert not dead
 
 
+@pytest.mark.slow
 def test_a_page_loads_nothing_from_elsewhere(site):
     "No script, style, font or picture of another host: nobody can see who reads."
     for page in (page for page in site.rglob("*.html") if "_static" not in page.parts):
@@ -100,6 +102,7 @@ def test_a_page_loads_nothing_from_elsewhere(site):
         assert not re.search(r"(@import|url\()\s*['\"]?(https?:)?//", text), style
 
 
+@pytest.mark.slow
 def test_the_python_pages_explain_parameters(site):
     page = (site / "api" / "bloodcount.drawing.html").read_text(encoding="utf-8")
     said = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page))

@@ -126,7 +126,8 @@ def test_saved_model_keeps_its_loss_and_metrics(name, tmp_path):
     model = keras.Sequential(
         [keras.Input((None, None, 1)), keras.layers.Conv2D(1, 1, activation="sigmoid", name="mask")]
     )
-    model.compile("sgd", LOSSES[name], metrics=list(METRICS.values()))
+    metrics = list(METRICS.values())
+    model.compile("sgd", LOSSES[name], metrics=metrics, run_eagerly=True)  # Tracing takes longest
     scores = model.evaluate(image, truth, batch_size=3, verbose=0, return_dict=True)
     expected = evaluation.pixel_scores(model.predict(image, verbose=0), truth > 0)
     assert {n: scores[n] for n in METRICS} == pytest.approx(
@@ -138,6 +139,7 @@ def test_saved_model_keeps_its_loss_and_metrics(name, tmp_path):
     assert again.evaluate(image, truth, batch_size=3, verbose=0, return_dict=True) == scores
 
 
+@pytest.mark.slow
 def test_equal_on_the_other_backend(tmp_path):
     here, there = numbers(), numbers_elsewhere(__file__, tmp_path)
     assert here.keys() == there.keys()

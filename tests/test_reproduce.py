@@ -303,6 +303,7 @@ def finish(home: Path, *arguments: str) -> str:
     return log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_the_command_is_stopped(tmp_path, authors_folder, stop, code):
     "SIGKILL is in test_a_killed_run_goes_on_where_it_was."
@@ -368,6 +369,7 @@ def tables(home: Path) -> dict[str, bytes]:
     return {name: content for name, content in text.items() if name.endswith((".csv", ".md"))}
 
 
+@pytest.mark.slow
 def test_tables_are_the_same_byte_for_byte(home, resumed):
     "In another folder, and after the command was killed and started again."
     mine, theirs = tables(home), tables(resumed[0])
@@ -377,6 +379,7 @@ def test_tables_are_the_same_byte_for_byte(home, resumed):
     assert [name for name in set(theirs) - of_all if mine[name] != theirs[name]] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(resumed):
     folder, kept = resumed
     assert sum(name.startswith("cache/scores-rbc/") for name in kept) >= 1
@@ -388,6 +391,7 @@ def test_a_killed_run_goes_on_where_it_was(resumed):
     assert "rbc, do_unet authors: 100%" in log, "progress is shown"
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(home):
     before = files(home / "runs")
     log = finish(home)
@@ -395,6 +399,7 @@ def test_a_second_run_does_nothing(home):
     assert f"done already: {', '.join(NOTEBOOKS)}\n" in log and "to do" not in log
 
 
+@pytest.mark.slow
 def test_smoke_outputs_lie_under_runs_only(home):
     before = {"bloodcount", "settings.ini", "nbs", "data", "scratch"}
     assert {path.name for path in home.iterdir()} <= before | {"runs", "log"}
@@ -405,6 +410,7 @@ def test_smoke_outputs_lie_under_runs_only(home):
     assert "these are no results" in text and "Not made yet" not in text
 
 
+@pytest.mark.slow
 def test_provenance_says_what_the_outputs_come_from(home):
     runs = home / "runs" / "smoke-synthetic"
     data = DataSet(next((home / "runs").glob("sample-*")))
@@ -425,6 +431,7 @@ def test_provenance_says_what_the_outputs_come_from(home):
         assert runner.fault(executed, runs / "figures") == ""
 
 
+@pytest.mark.slow
 def test_results_are_long_form(home):
     figures = home / "runs" / "smoke-synthetic" / "figures"
     results = pd.read_csv(figures / "results.csv", keep_default_na=False)

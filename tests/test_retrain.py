@@ -229,6 +229,7 @@ def test_publishing_replaces_what_was_trained_and_nothing_else(tmp_path, monkeyp
 # For real
 
 
+@pytest.mark.slow
 def test_the_smoke_profile_from_images_to_a_table(tmp_path, authors_folder):
     "One network, trained, tuned, kept, and a notebook of the paper made from it; the project stays as it is."
     from test_reproduce import finish, make_home

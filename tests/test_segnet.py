@@ -239,6 +239,7 @@ def numbers(model: keras.Model) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_trains_and_is_equal_on_the_other_backend(tmp_path):
     keras.utils.set_random_seed(0)
     model = segnet()

@@ -181,6 +181,7 @@ def test_units_change_nothing_but_the_unit():
     assert np.abs(before - 8 * after).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_training_learns_and_starts_from_what_was_learnt(truth, tmp_path):
     few = dataclasses.replace(SMALL, epochs=2)
     folder = train_stars([truth], tmp_path / "first", few)

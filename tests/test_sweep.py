@@ -285,6 +285,7 @@ def test_results_that_are_no_table(finished, tmp_path, capsys):
 # With kernels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_sweep_is_stopped(book, tmp_path, stop, code):
     "What is done is not done again, and nothing runs on."
@@ -316,6 +317,7 @@ def test_the_sweep_is_stopped(book, tmp_path, stop, code):
     assert first.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_sweeps_in_one_folder(book, tmp_path):
     write_grid(tmp_path, {"seed": [1]})
     command = [*COMMAND, "book.ipynb", "grid.yaml", "-o", "out"]
@@ -326,6 +328,7 @@ def test_two_sweeps_in_one_folder(book, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if ".part" in path.name]
 
 
+@pytest.mark.slow
 def test_dask_loses_a_worker(book, tmp_path, monkeypatch):
     "A real cluster of two workers; one is killed while it runs a point."
     distributed = pytest.importorskip("distributed")
@@ -360,6 +363,7 @@ def test_dask_loses_a_worker(book, tmp_path, monkeypatch):
     assert list(again["status"]) == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_a_paper_notebook(tmp_path):
     grid = write_grid(tmp_path, {"profile": ["smoke"], "seed": [1]})
     summary = sweep.sweep("01_dataset", grid, tmp_path / "out")

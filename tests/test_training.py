@@ -442,6 +442,7 @@ def killed(folder: Path, where: str, number: int) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_killed_in_each_stage_it_ends_with_the_same_weights(folder, straight):
     at = training(folder, "killed")
@@ -503,6 +504,7 @@ def straight(folder) -> Path:
         return train(training(folder, "straight"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_equal_seeds_equal_weights(folder, straight):
     made = [straight, *(train(training(folder, f"seed {i}", seed=i)) for i in (0, 1))]
@@ -853,6 +855,7 @@ def trained_here(folder: Path, runs: str) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 def test_trains_and_maps_alike_on_the_other_backend(folder):
     keras.utils.set_random_seed(3)
     image = read_smear(DataSet(folder / "data"), "Syn003_1").image[None] / np.float32(127.5) - 1
