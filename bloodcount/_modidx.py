@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'bloodcount.stars': { 'bloodcount.stars.StarFinder': ('stars.html#starfinder', 'bloodcount/stars.py'),
                                   'bloodcount.stars.StarFinder.__call__': ('stars.html#starfinder.__call__', 'bloodcount/stars.py'),
                                   'bloodcount.stars.StarFinder.find': ('stars.html#starfinder.find', 'bloodcount/stars.py'),
+                                  'bloodcount.stars.StarFinder.look': ('stars.html#starfinder.look', 'bloodcount/stars.py'),
                                   'bloodcount.stars.Stars': ('stars.html#stars', 'bloodcount/stars.py'),
                                   'bloodcount.stars.Stars.__getitem__': ('stars.html#stars.__getitem__', 'bloodcount/stars.py'),
                                   'bloodcount.stars.Stars.__len__': ('stars.html#stars.__len__', 'bloodcount/stars.py'),

@@ -76,7 +76,7 @@ def usual_diameter(
 # %% ../nbs/10_scale.ipynb #dbf7a89b
 def look(finder: StarFinder, image: np.ndarray, zoom: float) -> Look:
     "Find red cells at one size of the image."
-    stars = finder.find(image, zoom)
+    stars = finder.look(image, zoom, finder.diameter)
     red = stars[stars.kind == CELLS.index("rbc")]
     if not len(red):
         return Look(zoom, np.nan, 0, 0.0, 0.0)

@@ -183,7 +183,7 @@ READ_ME = """# {title}
 A StarDist network for stained blood smears: red cells, white cells and platelets. Written by bloodcount {version}; `card.json` says what it learnt from.
 
 ## Use
-`image` is RGB, 0 to 255, divided by 255. Resize it first until a usual red cell is {diameter:.0f} px wide. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
+`image` is RGB, 0 to 255, divided by 255. Resize it first until a usual red cell is {diameter:.0f} px wide{widths}. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
 
 Each map has half the sides of the image. `prob` is high in the middle of a cell. `dist` is the distance from there to the outline, px of the image, in 32 directions, from the right through the bottom. `prob_class` has background, {kinds}.
 
@@ -213,10 +213,11 @@ def read_me(
 
     smallest = card.get("smallest", {})
     sizes = (f"{CELL_TITLES[cell]} {whole}, {cut}" for cell, (whole, cut) in smallest.items())
+    widths = [f"for {CELL_TITLES[cell]} {px:.0f} px" for cell, px in card.get("widths", {}).items()]
     return READ_ME.format(
         title=title, version=__version__, diameter=card["diameter"], step=STEP, margin=MARGIN,
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
-        smallest="; ".join(sizes) or "none",
+        smallest="; ".join(sizes) or "none", widths="".join(f", {each}" for each in widths),
         thresholds=listed(card["thresholds"]), f1=listed(card.get("validation", {}).get("f1", {})),
     )  # fmt: skip
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINE_TUNING', 'UNIT', 'RAYS', 'WIDTH', 'DEPTH', 'AFTER', 'KIND_WEIGHTS', 'LOSS_WEIGHTS', 'OVERLAP', 'SMALLEST',
-           'TRIES', 'IOU', 'StarSchedule', 'star_network', 'in_units', 'batches', 'train_stars', 'best_threshold',
-           'finish_stars']
+           'WIDTHS', 'TRIES', 'IOU', 'TIE', 'StarSchedule', 'star_network', 'in_units', 'batches', 'train_stars',
+           'best_threshold', 'finish_stars']
 
 # %% ../nbs/10_star_training.ipynb #b21f2001
 import json
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .evaluation import count_accuracy
 from .files import sha256, write_text
 from .settings import CELLS
 from .star_chips import draw_chip, places, targets
@@ -176,8 +177,12 @@ OVERLAP = 0.55  # Greatest overlap of two cells: the best F1 on validation image
 # Least area of a white cell, in areas of a red one: half of it, for anything less is none; and, where the border cuts it,
 # what gives the best counts of the training images (0.9 to 1.9 tried).
 SMALLEST = {"wbc": (0.5, 1.4)}
+# Width of red cells, px, in the picture where a type is looked for, if not DIAMETER: what gives the best F1 and counts of
+# the training images (25 to 55 tried; white cells are as good from 30 to 37, and worse above).
+WIDTHS = {"rbc": 48.0, "plt": 48.0}
 TRIES = tuple(n / 20 for n in range(4, 16))  # Thresholds
 IOU = {"rbc": 0.5, "wbc": 0.5, "plt": 0.3}  # Least overlap of a found cell with a true one
+TIE = 0.005  # Two F1 that are nearer than this say nothing about which threshold is better
 
 # %% ../nbs/10_star_training.ipynb #b0df568e
 def best_threshold(
@@ -186,7 +191,7 @@ def best_threshold(
     cell: str,
     tries: Sequence[float] = TRIES,
 ) -> tuple[float, float]:  # Threshold and its F1
-    "The threshold with the best F1 for a cell type."
+    "The threshold with the best F1 for a cell type; of nearly equal ones, that with the best counts."
     from stardist.matching import matching
 
     kind, found = CELLS.index(cell), []
@@ -196,14 +201,18 @@ def best_threshold(
         found.append((stars[stars.kind == kind], true, truth.labels < 0))
     scores = {}
     for least in tries:
-        sums = np.zeros(3, int)
+        sums, counts = np.zeros(3, int), []
         for stars, true, unknown in found:
             labels = _labels(stars[stars.score >= least], true.shape, unknown)
             match = matching(true, labels, thresh=IOU[cell])
             sums += match.tp, match.fp, match.fn
-        scores[least] = float(2 * sums[0] / max(2 * sums[0] + sums[1] + sums[2], 1))
-    best = max(scores, key=scores.get)
-    return best, scores[best]
+            counts.append((match.n_pred, match.n_true))
+        f1 = float(2 * sums[0] / max(2 * sums[0] + sums[1] + sums[2], 1))
+        scores[least] = f1, float(count_accuracy(*zip(*counts)).mean())
+    best = max(f1 for f1, _ in scores.values())
+    nearly = [least for least in tries if scores[least][0] >= best - TIE]
+    chosen = max(nearly, key=lambda least: scores[least][1])
+    return chosen, scores[chosen][0]
 
 # %% ../nbs/10_star_training.ipynb #de8b0615
 def _labels(stars: Any, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarray:
@@ -229,7 +238,7 @@ def finish_stars(
         "cell": "all", "network": "stardist", "recipe": "stars", "key": "", "data": data,
         "weights_sha256": sha256(folder / "weights_best.h5"),
         "thresholds": dict.fromkeys(CELLS, 0.2), "overlap": OVERLAP, "smallest": SMALLEST,
-        "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
+        "widths": WIDTHS, "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
     }  # fmt: skip
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
     finder, scores = load_stars(folder, schedule.precision), {}

@@ -213,6 +213,7 @@ class StarFinder:
     diameter: float  # Of the red cells that the network knows, px of its picture
     zoom: float  # Of its own smears
     smallest: dict[str, tuple[float, float]]  # See `large_enough`
+    widths: dict[str, float]  # cell -> width of red cells where that type is looked for, px
     cells: tuple[str, ...] = CELLS
     network: str = "stardist"
     method: str = "stars"
@@ -228,14 +229,28 @@ class StarFinder:
         return {cell: drawn(part, image.shape[:2]) for cell, part in parts.items()}
 
     def find(self, image: np.ndarray, zoom: float | None = None) -> Stars:
-        "The polygons, in px of the image; raises as calling does."
+        "The polygons, in px of the image, each type from the look that is best for it; raises as calling does."
         zoom = self.zoom if zoom is None else zoom
+        parts = []
+        for width in sorted(set(self.widths.values())):
+            stars = self.look(image, zoom * width / self.diameter, width)
+            here = np.array([self.widths[cell] == width for cell in CELLS])
+            parts.append(stars[here[stars.kind]])
+        return one_each(joined(parts), self.overlap)
+
+    def look(
+        self,
+        image: np.ndarray,  # (H, W, 3) uint8 RGB
+        zoom: float,  # Size of the picture over that of the image
+        width: float,  # Of red cells, px of the picture
+    ) -> Stars:  # In px of the image
+        "The polygons of all types in a picture of one size; raises as calling does."
         _check(image, zoom)
         picture = resized(image, zoom)
         least = np.array([self.thresholds[cell] for cell in CELLS])
         parts = [candidates(*maps, least).moved(at) for maps, at in tile_maps(self, picture)]
         stars = one_each(joined(parts), self.overlap)
-        red_area = np.pi / 4 * self.diameter**2
+        red_area = np.pi / 4 * width**2
         stars = stars[large_enough(stars, picture.shape[:2], red_area, self.smallest)]
         return stars.scaled(np.divide(image.shape[:2], picture.shape[:2]))
 
@@ -328,6 +343,7 @@ def load_stars(
         checksum=card["weights_sha256"],
         model=model,
         smallest=card.get("smallest", {}),
+        widths=dict.fromkeys(CELLS, card["diameter"]) | card.get("widths", {}),
         **{key: card[key] for key in ("thresholds", "overlap", "diameter", "zoom")},
     )
 

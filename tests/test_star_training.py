@@ -23,17 +23,25 @@ from bloodcount.star_chips import (
     places,
     targets,
 )
-from bloodcount.star_training import StarSchedule, in_units, star_network, train_stars
+from bloodcount.star_training import (
+    StarSchedule,
+    best_threshold,
+    in_units,
+    star_network,
+    train_stars,
+)
 from bloodcount.star_truth import (
     DIAMETER,
     PLATELET,
     RED,
     WHITE,
+    StarTruth,
     own_truth,
     parted,
     red_diameter,
     star_truth,
 )
+from bloodcount.stars import Stars, filled
 from bloodcount.synthetic import synthetic_smear
 
 SMALL = StarSchedule(epochs=1, steps=2, batch=2, side=64, warm=1)
@@ -199,6 +207,28 @@ def test_training_learns_and_starts_from_what_was_learnt(truth, tmp_path):
             return file["prob"]["prob"]["kernel"][()]
 
     assert np.abs(kernel(folder) - kernel(second)).max() < 1e-6
+
+
+@pytest.mark.parametrize(("false", "chosen"), [(2, 0.6), (8, 0.6), (0, 0.4)])
+def test_of_thresholds_that_are_nearly_as_good_the_counts_decide(false, chosen):
+    "20 cells: at 0.4 all and some false ones, at 0.6 as many as there are, of which one is false."
+    centre = np.float32([(row, col) for row in range(15, 180, 30) for col in range(15, 180, 30)])
+    score = np.full(len(centre), 0.1, np.float32)
+    score[:20], score[19], score[20 : 20 + false] = 0.9, 0.5, 0.5
+    score[20] = 0.9 if false else 0.1
+    kind = np.zeros(len(centre), int)
+    stars = Stars(centre, np.full((len(centre), 32), 9, np.float32), score, kind)
+    labels = filled(stars[:20], (180, 180))
+    image = np.zeros((180, 180, 3), np.uint8)
+    truth = StarTruth("drawn", image, labels, np.array([0] + 20 * [RED]), 1.0, frozenset({"rbc"}))
+
+    class Finder:
+        def find(self, image, zoom):
+            return stars
+
+    threshold, f1 = best_threshold(Finder(), [truth], "rbc", (0.4, 0.6))
+    assert threshold == chosen
+    assert f1 == pytest.approx(1 if not false else 38 / 40)
 
 
 def test_nothing_to_learn_is_refused(truth, tmp_path):

@@ -107,6 +107,23 @@ def test_the_rule_is_that_of_the_card(finder):
     assert len(strict(image)["wbc"]) == 0 < len(finder(image)["wbc"])
 
 
+def test_each_type_comes_from_the_look_of_its_width(finder):
+    card = json.loads((STARS / "card.json").read_text())
+    assert finder.widths == {"rbc": 48, "wbc": 37, "plt": 48} == {"wbc": 37} | card["widths"]
+    image = synthetic_smear(seed=1, shape=(480, 640), rbc=30, wbc=3, plt=5).image
+    zoom = finder.diameter / 70
+    found = finder.find(image, zoom)
+    for cell, kind in (("rbc", RBC), ("wbc", WBC), ("plt", PLT)):
+        width = finder.widths[cell]
+        there = finder.look(image, zoom * width / finder.diameter, width)
+        own = {tuple(place) for place in there.centre[there.kind == kind]}
+        assert {tuple(place) for place in found.centre[found.kind == kind]} <= own
+        assert len(own) == {"rbc": 30, "wbc": 3, "plt": 5}[cell]
+    once = replace(finder, widths=dict.fromkeys(finder.widths, finder.diameter))
+    alone = finder.look(image, zoom, finder.diameter)
+    assert np.array_equal(np.sort(once.find(image, zoom).score), np.sort(alone.score))
+
+
 def test_platelets_lie_over_red_cells_but_not_in_white_ones():
     over_red = joined([disc(50, 50, 30, 0.9), disc(50, 50, 6, 0.5, PLT)])
     in_white = joined([disc(50, 50, 30, 0.9, WBC), disc(52, 50, 6, 0.95, PLT)])

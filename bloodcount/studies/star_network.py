@@ -98,7 +98,7 @@ def find_stars(image: np.ndarray) -> Mapping[str, Cells]:
 def star_name(weights: str = "bloodcount") -> tuple:  # weights: a key of STAR_WEIGHTS
     "What its cells depend on, beside the image and the code; raises `IntegrityError`."
     card = star_card(star_folder(weights))
-    told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom", "smallest")
+    told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom", "smallest", "widths")
     return tuple(str(card.get(key)) for key in told) + tuple(versions(("stardist",)).values())
 
 
