@@ -178,8 +178,8 @@ OVERLAP = 0.55  # Greatest overlap of two cells: the best F1 on validation image
 # what gives the best counts of the training images (0.9 to 1.9 tried).
 SMALLEST = {"wbc": (0.5, 1.4)}
 # Width of red cells, px, in the picture where a type is looked for, if not DIAMETER: what gives the best F1 and counts of
-# the training images (25 to 55 tried; white cells are as good from 30 to 37, and worse above).
-WIDTHS = {"rbc": 48.0, "plt": 48.0}
+# the training images (25 to 55 tried; platelets are as good up to 48, white cells get worse above 37).
+WIDTHS = {"rbc": 48.0}
 TRIES = tuple(n / 20 for n in range(4, 16))  # Thresholds
 IOU = {"rbc": 0.5, "wbc": 0.5, "plt": 0.3}  # Least overlap of a found cell with a true one
 TIE = 0.005  # Two F1 that are nearer than this say nothing about which threshold is better
