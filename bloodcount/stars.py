@@ -188,9 +188,7 @@ def as_input(
     return picture.astype(np.float32) / 255
 
 
-WHOLE = (
-    3_400_000  # px of the largest picture that is seen in one piece: most fields of 5 megapixels
-)
+WHOLE = 3_400_000  # px of the largest picture that is seen in one piece: most fields of 5 MP
 TILE, MARGIN, STEP = 1440, 112, 16  # px: side of a tile, what it shares, the network's pooling
 # One picture at a time: a network takes all cores by itself.
 _LOOKING = threading.Lock()
