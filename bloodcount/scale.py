@@ -14,7 +14,7 @@ import numpy as np
 from .counting import Cells
 from .errors import SettingsError
 from .settings import CELLS
-from .stars import StarFinder, Stars, corners
+from .stars import StarFinder, Stars, corners, one_look
 from .tiles import resized
 
 # %% ../nbs/10_scale.ipynb #786b8b17
@@ -76,7 +76,7 @@ def usual_diameter(
 # %% ../nbs/10_scale.ipynb #dbf7a89b
 def look(finder: StarFinder, image: np.ndarray, zoom: float) -> Look:
     "Find red cells at one size of the image."
-    stars = finder.look(image, zoom, finder.diameter)
+    stars = one_look(finder, image, zoom, finder.diameter)
     red = stars[stars.kind == CELLS.index("rbc")]
     if not len(red):
         return Look(zoom, np.nan, 0, 0.0, 0.0)

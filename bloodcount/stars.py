@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRID', 'MOST', 'LEFT', 'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'STAR_WEIGHTS', 'HEADS', 'Stars', 'corners',
            'joined', 'candidates', 'suppressed', 'one_each', 'seen_area', 'large_enough', 'drawn', 'filled', 'as_input',
-           'StarFinder', 'tile_maps', 'star_home', 'hushed', 'star_card', 'load_stars', 'compute_in']
+           'StarFinder', 'one_look', 'tile_maps', 'star_home', 'hushed', 'star_card', 'load_stars', 'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
@@ -233,26 +233,10 @@ class StarFinder:
         zoom = self.zoom if zoom is None else zoom
         parts = []
         for width in sorted(set(self.widths.values())):
-            stars = self.look(image, zoom * width / self.diameter, width)
+            stars = one_look(self, image, zoom * width / self.diameter, width)
             here = np.array([self.widths[cell] == width for cell in CELLS])
             parts.append(stars[here[stars.kind]])
         return one_each(joined(parts), self.overlap)
-
-    def look(
-        self,
-        image: np.ndarray,  # (H, W, 3) uint8 RGB
-        zoom: float,  # Size of the picture over that of the image
-        width: float,  # Of red cells, px of the picture
-    ) -> Stars:  # In px of the image
-        "The polygons of all types in a picture of one size; raises as calling does."
-        _check(image, zoom)
-        picture = resized(image, zoom)
-        least = np.array([self.thresholds[cell] for cell in CELLS])
-        parts = [candidates(*maps, least).moved(at) for maps, at in tile_maps(self, picture)]
-        stars = one_each(joined(parts), self.overlap)
-        red_area = np.pi / 4 * width**2
-        stars = stars[large_enough(stars, picture.shape[:2], red_area, self.smallest)]
-        return stars.scaled(np.divide(image.shape[:2], picture.shape[:2]))
 
 # %% ../nbs/10_stars.ipynb #49c0278c
 def _check(image: np.ndarray, zoom: float) -> None:
@@ -263,6 +247,23 @@ def _check(image: np.ndarray, zoom: float) -> None:
             f"An image of shape {image.shape} and type {image.dtype}; "
             "pass (H, W, 3) uint8, as read_image gives it."
         )
+
+
+def one_look(
+    finder: StarFinder,
+    image: np.ndarray,  # (H, W, 3) uint8 RGB
+    zoom: float,  # Size of the picture over that of the image
+    width: float,  # Of red cells, px of the picture
+) -> Stars:  # In px of the image
+    "The polygons of all types in a picture of one size; raises as calling the finder does."
+    _check(image, zoom)
+    picture = resized(image, zoom)
+    least = np.array([finder.thresholds[cell] for cell in CELLS])
+    parts = [candidates(*maps, least).moved(at) for maps, at in tile_maps(finder, picture)]
+    stars = one_each(joined(parts), finder.overlap)
+    red_area = np.pi / 4 * width**2
+    stars = stars[large_enough(stars, picture.shape[:2], red_area, finder.smallest)]
+    return stars.scaled(np.divide(image.shape[:2], picture.shape[:2]))
 
 # %% ../nbs/10_stars.ipynb #50c3590b
 def tile_maps(

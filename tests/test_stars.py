@@ -20,6 +20,7 @@ from bloodcount.stars import (
     large_enough,
     load_stars,
     one_each,
+    one_look,
     star_home,
     suppressed,
 )
@@ -115,12 +116,12 @@ def test_each_type_comes_from_the_look_of_its_width(finder):
     found = finder.find(image, zoom)
     for cell, kind in (("rbc", RBC), ("wbc", WBC), ("plt", PLT)):
         width = finder.widths[cell]
-        there = finder.look(image, zoom * width / finder.diameter, width)
+        there = one_look(finder, image, zoom * width / finder.diameter, width)
         own = {tuple(place) for place in there.centre[there.kind == kind]}
         assert {tuple(place) for place in found.centre[found.kind == kind]} <= own
         assert len(own) == {"rbc": 30, "wbc": 3, "plt": 5}[cell]
     once = replace(finder, widths=dict.fromkeys(finder.widths, finder.diameter))
-    alone = finder.look(image, zoom, finder.diameter)
+    alone = one_look(finder, image, zoom, finder.diameter)
     assert np.array_equal(np.sort(once.find(image, zoom).score), np.sort(alone.score))
 
 
