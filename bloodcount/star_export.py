@@ -213,11 +213,15 @@ def read_me(
 
     smallest = card.get("smallest", {})
     sizes = (f"{CELL_TITLES[cell]} {whole}, {cut}" for cell, (whole, cut) in smallest.items())
-    widths = [f"for {CELL_TITLES[cell]} {px:.0f} px" for cell, px in card.get("widths", {}).items()]
+    other = card.get("widths", {}).items()
+    widths = [
+        f"; {CELL_TITLES[cell]} come from another picture, where it is {px:.0f} px wide"
+        for cell, px in other
+    ]
     return READ_ME.format(
         title=title, version=__version__, diameter=card["diameter"], step=STEP, margin=MARGIN,
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
-        smallest="; ".join(sizes) or "none", widths="".join(f", {each}" for each in widths),
+        smallest="; ".join(sizes) or "none", widths="".join(widths),
         thresholds=listed(card["thresholds"]), f1=listed(card.get("validation", {}).get("f1", {})),
     )  # fmt: skip
 

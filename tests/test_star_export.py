@@ -73,6 +73,7 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
     assert np.load(tmp_path / "test_image.npy").shape == (1, 3, 256, 320)
     assert_same({name: np.load(tmp_path / f"test_{name}.npy") for name in HEADS}, here)
     told = (tmp_path / "README.md").read_text()
+    assert "is 37 px wide; red cells come from another picture, where it is 48 px wide." in told
     least = star_card(STARS)["thresholds"]
     said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in CELLS)
     assert said in told and "37 px" in told
