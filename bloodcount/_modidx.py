@@ -1486,6 +1486,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.platelet_table': ( 'studies/star_network.html#platelet_table',
                                                                                                      'bloodcount/studies/star_network.py'),
+                                                 'bloodcount.studies.star_network.quiet_about_sizes': ( 'studies/star_network.html#quiet_about_sizes',
+                                                                                                        'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.star_finder': ( 'studies/star_network.html#star_finder',
                                                                                                   'bloodcount/studies/star_network.py'),
                                                  'bloodcount.studies.star_network.star_folder': ( 'studies/star_network.html#star_folder',

@@ -255,6 +255,11 @@ def test_committed_outputs_are_of_these_cells(path):
         assert made["source"] == digest(code_cells(notebook)), f"{path.name} is stale"
 
 
+@each_notebook
+def test_no_backend_speaks_in_committed_outputs(path):
+    assert "WARNING:tensorflow" not in path.read_text(encoding="utf-8")
+
+
 def test_notebooks_and_tests_are_formatted():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(

@@ -1,6 +1,7 @@
 """Every aggregate of results.csv follows from the counts of single images beside it: computed here once more, by other code."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -271,3 +272,23 @@ def test_what_is_found_elsewhere_follows_from_single_fields():
         }
         assert row.n == len(numbers["found"])
         assert row.value == pytest.approx(expected[row.quantity], abs=2e-6), (key, row.images)
+
+
+def test_the_star_networks_readme_says_the_results():
+    told = (PROJECT / "bloodcount" / "weights" / "stars" / "README.md").read_text(encoding="utf-8")
+    own = RESULTS[(RESULTS["model"] == "stardist") & (RESULTS["weights"] == "bloodcount")]
+
+    def value(table: str, quantity: str, images: str, digits: int) -> str:
+        part = own[(own["table"] == table) & (own["quantity"] == quantity)]
+        (found,) = part.loc[part["images"] == images, "value"]
+        return f"{found:.{digits}f}"
+
+    for images, n in (("train", 10), ("test", 3)):
+        scores = [
+            value("counting_rbc_count", f"{q}_50", images, 2) for q in ("f1", "precision", "recall")
+        ]
+        scores.append(value("counting_rbc_count", "count_accuracy", images, 1))
+        assert f"| {images} | {n} | {' | '.join(scores)} |" in told
+    for table in ("counting_wbc_count", "counting_plt_mask_components"):
+        train, test = (value(table, "count_accuracy", images, 1) for images in ("train", "test"))
+        assert re.search(rf"\| {train} \(\d+( images)?\) \| {test} \(\d+\) \|", told), table

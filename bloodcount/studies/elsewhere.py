@@ -43,6 +43,7 @@ from bloodcount.studies.star_network import (
     FOUND_BY,
     STAR,
     finder_name,
+    quiet_about_sizes,
     star_finder,
     star_folder,
     star_name,
@@ -298,6 +299,7 @@ def elsewhere_rows(
     pd.DataFrame
 ):  # set, image, columns COUNTING, outlined, found, split, count, outside, diameter, sure
     "What every network whose weights are there finds in every field."
+    quiet_about_sizes()
     rows = []
     others = [each for each in compared(run, "rbc") if each.weights != "segnet"]
     card = star_card(star_folder())
