@@ -17,7 +17,7 @@ from bloodcount.synthetic import synthetic_smear
 
 SHAPE = (1944, 2592)
 FINDERS = {
-    "star network, size found by itself": lambda: AnyScale(load_stars()),
+    "star network, size found by itself": lambda: AnyScale(load_stars(precision="auto")),
     "the paper's DO-U-Nets, each by its own method": load_finder,
 }
 

@@ -341,14 +341,14 @@ def app_command(
 # %% ../nbs/12_cli.ipynb #40224153
 @app.command()
 def train(
-    cell: OneCell,
-    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)}.")] = "do_unet",
+    cell: Annotated[str, typer.Option(help=f"Which cells: {', '.join(CELLS)}; all for stardist.")],
+    network: Annotated[str, typer.Option(help=f"{', '.join(NETWORKS)} or stardist.")] = "do_unet",
     recipe: Annotated[
         str,
         typer.Option(
-            help="How, by settings.ini: as_paper, best, refined; for rbc also model_a, model_b, half."
+            help="How, by settings.ini: as_paper, best, refined; for rbc also model_a, model_b, half; for stardist bloodcount, elsewhere."
         ),
-    ] = "best",
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the chips.")] = 0,
     profile: Profile = "paper",
 ) -> None:
@@ -357,20 +357,18 @@ def train(
     Every epoch is kept: run it again to go on after a break. What is done is not done again.
     """
     settings = load_settings(profile)
-    cell = known_name("--cell", cell, CELLS)
-    network = known_name("--network", network, settings.train)
-    recipe = known_name("--recipe", recipe, settings.recipe[cell])
+    network = known_name("--network", network, [*settings.train, "stardist"])
+    stars = network == "stardist"
+    cell = known_name("--cell", cell, ["all"] if stars else CELLS)
+    known = settings.star if stars else settings.recipe[cell]
+    recipe = known_name("--recipe", recipe or ("bloodcount" if stars else "best"), known)
     from bloodcount.studies import retrain as studies
     from bloodcount.studies.protocol import run_data
 
-    data = run_data(settings)
-    from bloodcount.studies.training import train_model
-    from bloodcount.training import Training
-
-    training = Training(settings, data, cell, network, recipe, seed)
+    training = studies.training_of(settings, run_data(settings), cell, network, recipe, seed)
     print(studies.training_text(training), flush=True)
     try:
-        folder = train_model(settings, data, cell, network, recipe, seed)
+        folder = studies.train_one(training)
     except KeyboardInterrupt:
         kept = f"Interrupted: the epochs so far are kept in {training.folder.parent}; the same command goes on."
         raise KeyboardInterrupt(kept) from None

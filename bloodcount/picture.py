@@ -138,7 +138,7 @@ def _loaded(lazy: LazyFinder) -> Any:
         from bloodcount.scale import AnyScale
         from bloodcount.stars import load_stars
 
-        finder = AnyScale(load_stars(lazy.weights))
+        finder = AnyScale(load_stars(lazy.weights, "auto"))
     else:
         from bloodcount.models import load_finder
 
@@ -181,7 +181,7 @@ def _about_stars(weights: str) -> dict[str, str]:
 
     card = stars.star_card(stars.star_home(weights))
     how = "thresholds", "overlap", "diameter", "zoom", "smallest", "widths"
-    made = digest(*(card.get(key) for key in how))
+    made = digest(*(card.get(key) for key in how), stars.fast_precision())
     told = {"network": STARS, "weights": weights, "checksum": card["weights_sha256"]}
     return told | {"method": "stars", "settings": made}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RED_CELL', 'TRUSTED', 'SPREAD', 'FEW', 'SIZES', 'SIDE', 'FEWEST', 'CLEAR', 'MANY', 'COVERED', 'AGREES', 'Scale',
-           'Look', 'usual_diameter', 'look', 'middle', 'is_clear', 'best_look', 'find_scale', 'AnyScale']
+           'Look', 'usual_diameter', 'look', 'middle', 'is_clear', 'best_look', 'is_possible', 'find_scale', 'AnyScale']
 
 # %% ../nbs/10_scale.ipynb #00192724
 from dataclasses import dataclass
@@ -125,6 +125,11 @@ def best_look(finder: StarFinder, image: np.ndarray) -> Look:
 AGREES = 1.3  # Largest factor between two estimates that agree
 
 
+def is_possible(diameter: float) -> bool:
+    "Whether red cells can be that wide, px; not if there are none (NaN)."
+    return 1 < diameter < 5000
+
+
 def _doubt(last: Look, known: float, expected: float | None) -> str:
     "Why a scale is not sure, or nothing."
     if last.cells < FEW:
@@ -152,11 +157,11 @@ def find_scale(
     expected = RED_CELL / um_per_px if um_per_px else None
     last = best_look(finder, image)
     for _ in range(2):
-        if not last.cells:
+        if not is_possible(last.diameter):
             break
         zoom = finder.diameter / last.diameter
         last = look(finder, middle(image, zoom), zoom)
-    if not last.cells:
+    if not is_possible(last.diameter):
         width = expected or finder.diameter / finder.zoom
         return Scale(
             width, 0, False, "no red cells were found to tell the magnification by", um_per_px
@@ -183,7 +188,7 @@ class AnyScale:
         native = self.stars.diameter / self.stars.zoom
         width = self.diameter or (native * self.factor if self.factor else None)
         if width is not None:
-            if not 1 < width < 5000:
+            if not is_possible(width):
                 raise SettingsError(f"A red cell of {width} px is impossible; pass 5 to 500.")
             return Scale(width, 0, True, um_per_px=self.um_per_px)
         return find_scale(self.stars, image, self.um_per_px)

@@ -6,8 +6,8 @@
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'NETWORKS', 'section', 'WholeNumber', 'Pixels', 'Area', 'Fraction',
            'Threshold', 'Source', 'Folder', 'Range', 'Steps', 'Share', 'Positive', 'Shares', 'Factors', 'Precision',
            'Images', 'METHODS', 'OF_EDGES', 'SINGLE', 'NEEDED', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds',
-           'Augment', 'Train', 'Recipe', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample', 'Method', 'Reproduce',
-           'Counting', 'Settings', 'known_profile', 'load_settings']
+           'Augment', 'Train', 'Recipe', 'StarBatches', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample',
+           'Method', 'Reproduce', 'Counting', 'Settings', 'known_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #47de7127
 import configparser
@@ -215,6 +215,21 @@ class Recipe:
     validation: WholeNumber  # Training images kept for choosing the best epoch
     judge: Literal["dice", "loss"]  # What the best epoch is chosen by
 
+# %% ../nbs/00_settings.ipynb #90be7078
+@section
+class StarBatches:
+    "What the star network sees, and how fast it learns."
+
+    epochs: WholeNumber = 25
+    steps: WholeNumber = 200  # Batches an epoch
+    batch: WholeNumber = 4  # Chips
+    side: Pixels = 256  # Of a chip
+    rate: Annotated[float, Field(ge=0)] = 1e-3  # Learning rate between warm-up and cool-down
+    warm: WholeNumber = 150  # Steps in which the rate rises from 0
+    cool: Share = 0.3  # Of all steps, the last ones, in which it falls to 0
+    average: Share = 0.998  # Of the weights that are kept: a running mean over about 500 steps
+    precision: Precision = "float32"
+
 # %% ../nbs/00_settings.ipynb #06eeff05
 def _none_of_edges(min_area: int, info: ValidationInfo) -> int:
     if min_area and info.data.get("source") == "edge":
@@ -336,6 +351,8 @@ def _kind(name: str) -> type | None:
             return Augment
         case ["recipe", cell, _] if cell in CELLS:
             return Recipe
+        case ["star", _]:
+            return StarBatches
         case ["segment" | "train" as kind, network] if network in NETWORKS:
             return {"segment": Segment, "train": Train}[kind]
         case ["threshold", cell] if cell in CELLS:
@@ -366,6 +383,7 @@ class Settings:
     augment: dict[str, Augment]  # By name
     train: dict[str, Train]  # By network
     recipe: dict[str, dict[str, Recipe]]  # By cell, then by name
+    star: dict[str, StarBatches]  # By the name of star weights
     published: dict[str, dict[str, Counting]]  # By network, then by cell
     evaluate: Evaluate
     sample: Sample
@@ -499,6 +517,7 @@ def _tree(parser: configparser.ConfigParser, profile: str) -> Settings:
         "augment": {},
         "train": {},
         "recipe": {c: {} for c in CELLS},
+        "star": {},
     }
     sections = [name for name in parser.sections() if ":" not in name]
     for name in dict.fromkeys([*NEEDED, *sections]):

@@ -29,6 +29,7 @@ def main() -> None:
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     open_streams()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # Its notes are for its developers
     from bloodcount.cli import main as command
 
     signal.signal(signal.SIGINT, before)

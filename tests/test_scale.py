@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bloodcount import scale as scale_module
 from bloodcount.errors import SettingsError
 from bloodcount.scale import (
     RED_CELL,
@@ -45,6 +46,14 @@ def test_an_empty_field_is_not_sure(finder):
     assert scale.diameter == finder.diameter / finder.zoom
     known = find_scale(finder, np.full((300, 300, 3), 180, np.uint8), um_per_px=0.1)
     assert known.diameter == RED_CELL / 0.1 and not known.sure
+
+
+def test_specks_are_no_red_cells(finder, smear, monkeypatch):
+    "An untrained network sees cells of a hundredth of a pixel: no picture is made a thousand times as large for them."
+    specks = scale_module.Look(0.5, 0.01, 500, 0.9, 0.9)
+    monkeypatch.setattr(scale_module, "best_look", lambda finder, image: specks)
+    scale = find_scale(finder, smear.image)
+    assert not scale.sure and scale.diameter == finder.diameter / finder.zoom
 
 
 def test_the_micrometres_are_held_against_the_cells(finder, smear):

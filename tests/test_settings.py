@@ -75,6 +75,7 @@ def test_the_projects_own_file_is_right(profile):
 def test_every_kind_is_tried():
     kinds = {*module.SINGLE.values(), *METHODS.values()}
     kinds |= {module.Segment, module.Augment, module.Train, module.Recipe, module.Thresholds}
+    kinds |= {module.StarBatches}
     assert set(KINDS) == {kind.__name__ for kind in kinds}
     fields = {field.name for field in dataclasses.fields(module.Settings)}
     assert {name.partition(".")[0] for name in KINDS.values()} - {"threshold", "count", "method"} == (
@@ -245,6 +246,9 @@ def test_like_what_is_not_there(ini, refused, like, says):
         ("recipe.plt.best", "rate", ["0", "-0.001", "nan"]),
         ("recipe.plt.best", "schedule", ["linear"]),
         ("recipe.wbc.best", "validation", ["0"]),
+        ("star.bloodcount", "epochs", ["0", "1.5"]),
+        ("star.bloodcount", "cool", ["-0.1", "1.5"]),
+        ("star.elsewhere", "rate", ["-1", "nan"]),
         ("threshold.rbc", "mask", ["0", "1", "1.5", "-0.5", "Otsu", "nan", "0,5"]),
         ("threshold.plt", "edge", ["0", "1", "ostu"]),
         ("count.rbc.cht", "source", ["Edge", "mask minus edge", "mask,edge"]),
@@ -301,7 +305,7 @@ def test_a_profile_changes_what_it_names_and_nothing_else(ini, tmp_path):
 
 def test_profiles_differ_only_in_training_and_sizes():
     paper, laptop, gpu, smoke = map(load_settings, PROFILES)
-    trained = {"profile": "paper", "train": paper.train, "recipe": paper.recipe}
+    trained = {name: getattr(paper, name) for name in ("profile", "train", "recipe", "star")}
     assert dataclasses.replace(laptop, **trained) == paper
     assert dataclasses.replace(gpu, **trained) == paper
     sizes = {"segment": paper.segment, "sample": paper.sample}

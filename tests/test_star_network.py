@@ -147,3 +147,30 @@ def test_without_images_there_is_nothing_to_show(run):
     assert star_network.platelet_table(none).empty
     figure = star_network.contact_figure(none, "")
     assert "No image here" in figure.texts[0].get_text()
+
+
+def test_what_half_precision_changes_is_counted(run):
+    whole = perfect(run)
+    half = {name: frame.copy() for name, frame in whole.items()}
+    red = half["counts"]["cell"] == "rbc"
+    first = half["counts"].index[red][0]
+    half["counts"].loc[first, "predicted"] += 3
+    one = (half["matches"]["cell"] == "rbc") & (half["matches"]["thresh"] == 0.5)
+    half["matches"].loc[half["matches"].index[one][0], "fp"] += 3
+    results = star_network.half_results(run, whole, half)
+    table = star_network.half_table(results).set_index("cells")
+    assert table["images with another count"].tolist() == ["1", "0", "0"]
+    assert table["largest change"].tolist() == ["3", "0", "0"]
+    row = table.iloc[0]
+    assert int(row["found, bfloat16"]) == int(row["found, float32"]) + 3
+    assert float(row["accuracy, %, bfloat16"]) < float(row["accuracy, %, float32"]) == 100
+    assert float(row["F1, bfloat16"]) < float(row["F1, float32"]) == 1
+    assert table["F1, float32"].iloc[1] == "", "white cells have no outlines to be matched"
+
+
+def test_the_two_precisions_keep_rows_of_their_own():
+    whole, half = (
+        star_network.finder_name(find)
+        for find in (star_network.find_stars, star_network.find_in_half)
+    )
+    assert whole == star_network.star_name() and half != whole

@@ -252,3 +252,30 @@ def test_the_card_says_what_it_learnt_from():
     held_out = {"Im037_0", "Im045_0", "Im053_1"}
     assert not held_out & set(card["data"]["images"]["rbc"])
     assert not set(card["validation"]["images"]) & set(card["data"]["images"]["rbc"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("fpu avx512f avx512_bf16", "mixed_bfloat16"),
+        ("fpu amx_bf16 amx_tile", "mixed_bfloat16"),
+        ("fpu avx512f avx2", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_half_precision_where_it_is_fast(monkeypatch, flags, precision):
+    def read_text(path):
+        assert str(path) == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError
+        return f"flags : {flags}\n"
+
+    monkeypatch.setattr(stars_module.Path, "read_text", read_text)
+    assert stars_module.fast_precision() == precision
+
+
+def test_half_precision_finds_the_same_cells(smear):
+    "Nearly: it rounds, and a cell whose score is at the threshold may come or go."
+    whole, half = (load_stars(precision=p)(smear.image) for p in ("float32", "mixed_bfloat16"))
+    for cell in CELLS:
+        assert abs(len(whole[cell]) - len(half[cell])) <= max(1, 0.03 * len(whole[cell]))
