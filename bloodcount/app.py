@@ -162,7 +162,7 @@ def open_counted(
 ) -> Corrected:
     "Count an image, unless that is done, and open its results; raises `InputError`, `RunError`."
     finder = finder or finder_of(plan)
-    counts = count_files([path], plan, Output(out), finder=finder)
+    counts = count_files([path], [plan], Output(out), finder=finder)
     rows = counts.astype(object).where(counts.notna(), None).to_dict("records")
     if rows[0]["status"] == "error":
         raise InputError(rows[0]["reason"])

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'STORE', 'OVERLAYS', 'LABELS', 'CORRECTIONS', 'contents', 'find_images', 'image_name', 'writing',
            'plain_text', 'write_csv', 'stem_of', 'small', 'record_folder', 'record_path', 'Records', 'write_record',
-           'delete_records', 'Store', 'Output', 'write_overlay', 'write_result', 'Job', 'do_job', 'count_files',
-           'count_plans', 'progress', 'count_folder']
+           'delete_records', 'Store', 'Output', 'write_overlay', 'write_result', 'Job', 'do_jobs', 'count_files',
+           'progress', 'count_folder']
 
 # %% ../nbs/11_batch.ipynb #131ba835
 import contextlib
@@ -26,6 +26,7 @@ import filelock
 import pandas as pd
 from PIL import Image
 
+from .cache import made_once
 from .errors import InputError, RunError, known_name, one_line
 from .exports import EXPORTS, read_labels, write_export, write_labels
 from .files import replacing, sha256, writable
@@ -397,29 +398,33 @@ def _refused(path: Path) -> Iterator[None]:
 # %% ../nbs/11_batch.ipynb #e83f7c09
 @dataclass(frozen=True)
 class Job:
-    "An image to be counted."
+    "An image to be counted by a plan."
 
     path: str  # As it was given
     image: str  # As `image_name` gives it
     stem: str
     sha256: str
+    plan: CountPlan
+    finder: Callable  # The plan's own, or another in its place
+    settings: str  # As `settings_name` gives them
 
 
-def do_job(
-    job: Job,
-    plan: CountPlan,
+def do_jobs(
+    jobs: Sequence[Job],  # Of one image
     output: Output,
-    finder: Callable,
     store: Store | None = None,  # None in another process
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict]:  # The rows
-    "Count an image and write its results."
-    with listening() if store is None else contextlib.nullcontext():
-        result = count_source(job.path, job.path, plan, finder, tell)
-    for row in result.rows:
-        row["sha256"] = job.sha256
-    write_result(store or Store(output.out), output, job.image, job.stem, result)
-    return result.rows
+    "Count an image by each of its plans and write the results; it is read and mapped once."
+    rows, nothing = [], contextlib.nullcontext()
+    with listening() if store is None else nothing, made_once() if len(jobs) > 1 else nothing:
+        for job in jobs:
+            result = count_source(job.path, job.path, job.plan, job.finder, tell)
+            for row in result.rows:
+                row["sha256"] = job.sha256
+            write_result(store or Store(output.out), output, job.image, job.stem, result)
+            rows += result.rows
+    return rows
 
 # %% ../nbs/11_batch.ipynb #ca8f0535
 def _checksum(path: str) -> str:
@@ -429,18 +434,19 @@ def _checksum(path: str) -> str:
         return ""
 
 
-def _jobs_of(paths: Sequence[str], plan: CountPlan, store: Store, settings: str) -> list[Job]:
+def _jobs_of(paths: Sequence[str], plan: CountPlan, finder: Callable, store: Store) -> list[Job]:
     "A job for each path, each with a name for its files."
+    settings = settings_name(plan, finder)
     names = {path: image_name(path, plan.page) for path in paths}
     stems = store.stems({f"{image} {settings}": path for path, image in names.items()})
     return [
-        Job(path, image, stems[f"{image} {settings}"], _checksum(path))
+        Job(path, image, stems[f"{image} {settings}"], _checksum(path), plan, finder, settings)
         for path, image in names.items()
     ]
 
 # %% ../nbs/11_batch.ipynb #ff9ac555
-def _done(store: Store, job: Job, plan: CountPlan, output: Output, settings: str) -> bool:
-    rows = [store.row(job.image, cell, settings) for cell in plan.cells]
+def _done(job: Job, store: Store, output: Output) -> bool:
+    rows = [store.row(job.image, cell, job.settings) for cell in job.plan.cells]
     if not job.sha256 or not all(row and row["sha256"] == job.sha256 for row in rows):
         return False
     if any(row["status"] == "error" for row in rows):
@@ -453,52 +459,38 @@ def _done(store: Store, job: Job, plan: CountPlan, output: Output, settings: str
 # %% ../nbs/11_batch.ipynb #a51aa637
 def count_files(
     paths: Sequence[str],
-    plan: CountPlan,
+    plans: Sequence[CountPlan],  # Each image is counted by all of them
     output: Output,
     overwrite: bool = False,  # Forget what the folder of the results holds
     jobs: int = 1,  # Images at a time
     dask: str = "",  # Address of a scheduler whose workers count instead
-    finder: Callable | None = None,  # What counts; the plan's own if None
+    finder: Callable | None = None,  # What counts; each plan's own if None
 ) -> pd.DataFrame:  # The rows of these images, columns COUNTS
     "Count images and write the results, each as soon as it is there; raises `RunError`, `IntegrityError`."
-    finder = finder or finder_of(plan)
-    settings = settings_name(plan, finder)
+    finders = [finder or finder_of(plan) for plan in plans]
     store = Store(output.out, overwrite)
-    all_jobs = _jobs_of(paths, plan, store, settings)
-    todo = [job for job in all_jobs if not _done(store, job, plan, output, settings)]
-    bar = progress(len(all_jobs), len(all_jobs) - len(todo))
+    by_plan = [_jobs_of(paths, plan, of, store) for plan, of in zip(plans, finders)]
+    images = list(zip(*by_plan))
+    open_jobs = [[job for job in some if not _done(job, store, output)] for some in images]
+    todo = [some for some in open_jobs if some]
+    bar = progress(len(images), len(images) - len(todo))
     try:
         with listening(), bar:
             run = _on_cluster if dask else _here
-            for rows in run(todo, plan, output, finder, store, dask or jobs, bar):
+            for rows in run(todo, output, store, dask or jobs, bar):
                 _say(rows)
                 bar.update()
                 store.merge(at_leisure=True)
     except KeyboardInterrupt as error:
-        done = sum(_done(store, job, plan, output, settings) for job in all_jobs)
-        said = f"{str(error) or 'Interrupted.'} {done} of {len(all_jobs)} images are done; the same command goes on."
+        done = sum(all(_done(job, store, output) for job in some) for some in images)
+        said = f"{str(error) or 'Interrupted.'} {done} of {len(images)} images are done; the same command goes on."
         error.args = (said,)
         raise
     finally:
         store.merge()
-    rows = [store.row(job.image, cell, settings) for job in all_jobs for cell in plan.cells]
+    every = [job for some in by_plan for job in some]
+    rows = [store.row(job.image, cell, job.settings) for job in every for cell in job.plan.cells]
     return as_counts([row for row in rows if row is not None])
-
-# %% ../nbs/11_batch.ipynb #f29bddd7
-def count_plans(
-    paths: Sequence[str],
-    plans: Sequence[CountPlan],
-    output: Output,
-    overwrite: bool = False,
-    jobs: int = 1,
-    dask: str = "",
-) -> pd.DataFrame:  # The rows of these images, columns COUNTS
-    "As `count_files`, by one plan after the other."
-    parts = [
-        count_files(paths, plan, output, overwrite and number == 0, jobs, dask)
-        for number, plan in enumerate(plans)
-    ]
-    return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/11_batch.ipynb #d86afbbb
 def progress(total: int, done: int) -> Any:
@@ -518,19 +510,19 @@ def _say(rows: Sequence[dict]) -> None:
         tqdm.write(one_line(start + sentence), file=sys.stderr)
 
 # %% ../nbs/11_batch.ipynb #635a78fa
-def _here(todo, plan, output, finder, store, jobs: int, bar) -> Iterator[list[dict]]:
+def _here(todo, output, store, jobs: int, bar) -> Iterator[list[dict]]:
     def tell(done: int, total: int) -> None:
         bar.set_postfix_str(f"block {done} of {total}")
 
     if jobs == 1:
-        yield from (do_job(job, plan, output, finder, store, tell) for job in todo)
+        yield from (do_jobs(some, output, store, tell) for some in todo)
         return
     with ThreadPoolExecutor(jobs) as pool:
         waiting, rest = set(), iter(todo)
         try:
             while True:
-                for job in rest:  # A few at a time, so that memory does not grow with the folder
-                    waiting.add(pool.submit(do_job, job, plan, output, finder, store, tell))
+                for some in rest:  # A few at a time, so that memory does not grow with the folder
+                    waiting.add(pool.submit(do_jobs, some, output, store, tell))
                     if len(waiting) >= jobs:
                         break
                 if not waiting:
@@ -541,13 +533,11 @@ def _here(todo, plan, output, finder, store, jobs: int, bar) -> Iterator[list[di
             pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/11_batch.ipynb #7dddccd8
-def _on_cluster(todo, plan, output, finder, store, address: str, bar) -> Iterator[list[dict]]:
+def _on_cluster(todo, output, store, address: str, bar) -> Iterator[list[dict]]:
     from distributed import Client, as_completed
 
     with Client(address, timeout="20s") as client:
-        futures = client.map(
-            do_job, todo, plan=plan, output=output, finder=finder, retries=2, pure=False
-        )
+        futures = client.map(do_jobs, todo, output=output, retries=2, pure=False)
         yield from (rows for _, rows in as_completed(futures, with_results=True))
 
 # %% ../nbs/11_batch.ipynb #dd3035b2
@@ -570,4 +560,4 @@ def count_folder(
         print(note, file=sys.stderr)
     output = Output(Path(out), overlays, tuple(exports))
     made = CountPlan(tuple(cells), **plan)
-    return count_files(found, made, output, overwrite, jobs, finder=finder)
+    return count_files(found, [made], output, overwrite, jobs, finder=finder)

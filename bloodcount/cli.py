@@ -282,7 +282,7 @@ def named_plans(
 def count_images(
     paths: Sequence[str],  # As given: files, folders, patterns, `-`
     recursive: bool,  # Sub-folders too
-    *asked: Any,  # As `count_plans` takes it: plans, output, overwrite, jobs, dask
+    *asked: Any,  # As `count_files` takes it: plans, output, overwrite, jobs, dask
 ) -> "pd.DataFrame":  # The rows of these images, columns COUNTS
     "Count the images that paths name; what is left out is said on stderr; raises `BloodcountError`."
     from bloodcount import batch
@@ -291,7 +291,7 @@ def count_images(
     for note in notes:
         print(one_line(note), file=sys.stderr)
     with stoppable():
-        return batch.count_plans(found, *asked)
+        return batch.count_files(found, *asked)
 
 # %% ../nbs/12_cli.ipynb #a2c5bcd0
 def say_results(counts: "pd.DataFrame", out: Path, pool: str, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from .cache import once
 from .counting import Cells, count
 from .errors import IntegrityError, SettingsError, hint
 from .files import read_card, write_text
@@ -109,7 +110,7 @@ class Model:
 
     def maps(self, image: np.ndarray) -> Maps:
         "The probability maps of an image (H, W, 3) uint8 RGB; raises `InputError`."
-        return self.segmenter(image)
+        return once(("maps", id(self.segmenter)), image, lambda: self.segmenter(image))
 
     def count(self, image: np.ndarray, method: str | None = None) -> Cells:
         "The cells of an image (H, W, 3) uint8 RGB, by a method or by the model's own; raises `SettingsError`."

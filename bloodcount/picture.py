@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .cache import once
 from .counting import Cells
 from .drawing import CELL_TITLES
 from bloodcount.errors import (
@@ -93,7 +94,8 @@ class LazyFinder:
 
     def __call__(self, image: np.ndarray) -> Mapping[str, Cells]:
         "The cells of an image (H, W, 3) uint8 RGB, by cell type."
-        return _loaded(self)(image)
+        finder = _loaded(dataclasses.replace(self, method=""))  # All methods count the same maps
+        return (dataclasses.replace(finder, method=self.method) if self.method else finder)(image)
 
     def about(self, cell: str) -> dict[str, str]:
         "Network, weights, checksum and method of a cell type, without loading anything."
@@ -142,7 +144,7 @@ def _loaded(lazy: LazyFinder) -> Any:
     else:
         from bloodcount.models import load_finder
 
-        finder = load_finder(lazy.cells, lazy.weights, lazy.method, load_settings(lazy.profile))
+        finder = load_finder(lazy.cells, lazy.weights, settings=load_settings(lazy.profile))
     for library in ("tensorflow", "tifffile"):  # They would warn of new image sizes, of odd tags
         logging.getLogger(library).setLevel(logging.CRITICAL)
     return finder
@@ -455,7 +457,7 @@ def count_source(
     "Read, check and count a picture; raises `IntegrityError` and `SettingsError`, which would stop all pictures."
     with hearing() as said:
         try:
-            seen = look_at(source, plan.page)
+            seen = once(("seen", plan.page), source, lambda: look_at(source, plan.page))
             said += seen.warnings
             result = count_seen(name, seen, plan, finder, tell)
         except (IntegrityError, SettingsError):

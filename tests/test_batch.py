@@ -541,7 +541,7 @@ def test_a_cluster_of_which_a_worker_is_killed(tmp_path):
         killer.start()
         output = Output(tmp_path / "out")
         address = cluster.scheduler_address
-        counts = count_files(paths, CountPlan(), output, dask=address, finder=Darkness(0.4))
+        counts = count_files(paths, [CountPlan()], output, dask=address, finder=Darkness(0.4))
         killer.join()
     assert killed and len(counts) == 36 and set(counts["status"]) == {"ok"}
     assert len(rows(tmp_path / "out")) == 36
@@ -582,7 +582,7 @@ def test_a_refusing_disk_is_one_sentence(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "overlays").write_text("in the way")
     with pytest.raises(RunError, match="overlays"):
-        count_files([str(path)], CountPlan(), Output(tmp_path / "out"), finder=Darkness())
+        count_files([str(path)], [CountPlan()], Output(tmp_path / "out"), finder=Darkness())
 
 
 def test_sixteen_bits_and_floats_count_as_eight(run, tmp_path):
@@ -595,3 +595,25 @@ def test_sixteen_bits_and_floats_count_as_eight(run, tmp_path):
     run("count", tmp_path, "-o", tmp_path / "out", "--cell", "rbc")
     counts = [int(row["count"]) for row in rows(tmp_path / "out")]
     assert len(counts) == 3 and all(abs(n - 9) <= 1 for n in counts)
+
+
+def test_an_image_is_read_and_mapped_once_for_all_methods(monkeypatch, tmp_path):
+    "By several plans, and the rows and the files are those of one plan after the other."
+    from bloodcount import picture, segmentation
+    from bloodcount.settings import METHODS
+
+    smears(tmp_path / "in", 2)
+    paths, _ = find_images([str(tmp_path / "in")])
+    plans = [CountPlan(("rbc",), method=name) for name in list(METHODS)[:4]]
+    apart = [count_files(paths, [plan], Output(tmp_path / "apart")) for plan in plans]
+    read, mapped, look_at, call = [], [], picture.look_at, segmentation.Segmenter.__call__
+    monkeypatch.setattr(picture, "look_at", lambda *what: read.append(what) or look_at(*what))
+    monkeypatch.setattr(
+        segmentation.Segmenter, "__call__", lambda self, image: mapped.append(1) or call(self, image)
+    )
+    together = count_files(paths, plans, Output(tmp_path / "together"))
+    assert len(read) == len(mapped) == 2
+    assert together.equals(pd.concat(apart, ignore_index=True)) and len(together) == 8
+    assert together["method"].nunique() == 4
+    count_files(paths, plans, Output(tmp_path / "together"))
+    assert len(read) == 2, "something was done again"

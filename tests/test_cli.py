@@ -107,7 +107,7 @@ def test_a_mistake_in_the_code_is_one_line_too(run, monkeypatch, tmp_path):
     def broken(*_):
         raise TypeError("of no use\nto anybody")
 
-    monkeypatch.setattr(batch, "count_plans", broken)
+    monkeypatch.setattr(batch, "count_files", broken)
     code, _, errors = run("count", "a.png", "-o", tmp_path)
     assert code == 1 and len(errors) == 1 and "TypeError: of no use to anybody" in errors[0]
 
