@@ -609,7 +609,9 @@ def test_an_image_is_read_and_mapped_once_for_all_methods(monkeypatch, tmp_path)
     read, mapped, look_at, call = [], [], picture.look_at, segmentation.Segmenter.__call__
     monkeypatch.setattr(picture, "look_at", lambda *what: read.append(what) or look_at(*what))
     monkeypatch.setattr(
-        segmentation.Segmenter, "__call__", lambda self, image: mapped.append(1) or call(self, image)
+        segmentation.Segmenter,
+        "__call__",
+        lambda self, image: mapped.append(1) or call(self, image),
     )
     together = count_files(paths, plans, Output(tmp_path / "together"))
     assert len(read) == len(mapped) == 2
