@@ -12,12 +12,12 @@ from multiprocessing import get_context
 from bloodcount.models import load_finder
 from bloodcount.scale import AnyScale
 from bloodcount.settings import CELLS
-from bloodcount.stars import load_stars
+from bloodcount.stars import load_fast_stars
 from bloodcount.synthetic import synthetic_smear
 
 SHAPE = (1944, 2592)
 FINDERS = {
-    "star network, size found by itself": lambda: AnyScale(load_stars(precision="auto")),
+    "star network, size found by itself": lambda: AnyScale(load_fast_stars()),
     "the paper's DO-U-Nets, each by its own method": load_finder,
 }
 

@@ -78,10 +78,10 @@ def _weights() -> Iterator[Finding]:
 
 def _backend() -> Iterator[Finding]:
     from bloodcount.networks import keras  # Loaded without the words of its backend
-    from bloodcount.stars import fast_precision
+    from bloodcount.stars import fast_way
 
     where = f"{keras.backend.backend()} on {', '.join(keras.distribution.list_devices())}"
-    yield f"Keras computes with {where}; the star network in {fast_precision()}", True
+    yield f"Keras computes with {where}; the star network by {' in '.join(fast_way())}", True
 
 # %% ../nbs/12_doctor.ipynb #72cd385f
 def _self_test() -> Iterator[Finding]:

@@ -138,9 +138,9 @@ def strange_size(finder: Finder, cells: Mapping[str, Cells]) -> str:
 def _loaded(lazy: LazyFinder) -> Any:
     if lazy.network == STARS:
         from bloodcount.scale import AnyScale
-        from bloodcount.stars import load_stars
+        from bloodcount.stars import load_fast_stars
 
-        finder = AnyScale(load_stars(lazy.weights, "auto"))
+        finder = AnyScale(load_fast_stars(lazy.weights))
     else:
         from bloodcount.models import load_finder
 
@@ -183,7 +183,7 @@ def _about_stars(weights: str) -> dict[str, str]:
 
     card = stars.star_card(stars.star_home(weights))
     how = "thresholds", "overlap", "diameter", "zoom", "smallest", "widths"
-    made = digest(*(card.get(key) for key in how), stars.fast_precision())
+    made = digest(*(card.get(key) for key in how), *stars.fast_way())
     told = {"network": STARS, "weights": weights, "checksum": card["weights_sha256"]}
     return told | {"method": "stars", "settings": made}
 

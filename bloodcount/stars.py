@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GRID', 'MOST', 'LEFT', 'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'STAR_WEIGHTS', 'HEADS', 'Stars', 'corners',
            'joined', 'candidates', 'suppressed', 'one_each', 'seen_area', 'large_enough', 'drawn', 'filled', 'as_input',
-           'StarFinder', 'one_look', 'tile_maps', 'star_home', 'hushed', 'star_card', 'fast_precision', 'load_stars',
-           'compute_in']
+           'StarFinder', 'one_look', 'tile_maps', 'star_home', 'hushed', 'star_card', 'load_stars', 'knows_bfloat16',
+           'fast_way', 'load_fast_stars', 'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from .counting import Cells, cells_from_labels
+from .engines import Predict, chosen_engine, compiled
 from .errors import InputError, IntegrityError, SettingsError
 from .files import read_card, sha256
 from .segmentation import SHIPPED
@@ -209,6 +210,7 @@ class StarFinder:
     weights: str  # A key of STAR_WEIGHTS, or the folder of a trained model
     checksum: str  # SHA-256 of the weights file
     model: Any  # stardist.models.StarDist2D
+    predict: Predict  # What computes it
     thresholds: dict[str, float]  # cell -> least score
     overlap: float  # Greatest overlap of two cells, as a share of the smaller one
     diameter: float  # Of the red cells that the network knows, px of its picture
@@ -280,7 +282,7 @@ def tile_maps(
             for size, side, at in zip(plan.size, plan.shape, (row, col))
         )
         with _LOOKING:
-            middle, reach, kinds = finder.model.keras_model.predict_on_batch(as_input(tile)[None])
+            middle, reach, kinds = finder.predict(as_input(tile)[None])
         if not np.isfinite(middle).all():
             raise IntegrityError(f"The {finder.weights} star weights yield NaN; they are damaged.")
         part = np.s_[0, skip : skip + rows, skip : skip + cols]
@@ -324,22 +326,14 @@ def star_card(
         )
     return card
 
-# %% ../nbs/10_stars.ipynb #8f138f8f
-def fast_precision() -> str:
-    "The precision that this processor is fast in, as Linux tells; elsewhere float32."
-    try:
-        told = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        told = ""
-    knows_half = "avx512_bf16" in told or "amx_bf16" in told
-    return "mixed_bfloat16" if knows_half else "float32"
-
 # %% ../nbs/10_stars.ipynb #8041c559
 def load_stars(
     weights: str | Path = "bloodcount",  # A key of STAR_WEIGHTS, or a trained model's folder
-    precision: str = "float32",  # Or "mixed_bfloat16", or "auto": the fast one
+    precision: str = "float32",  # Or "mixed_bfloat16", which OpenVINO takes where it can
+    engine: str = "keras",  # Of bloodcount.engines.ENGINES
 ) -> StarFinder:
-    "A trained star network; raises `IntegrityError` if it is missing or damaged."
+    "A trained star network; raises `IntegrityError` if it is missing or damaged, `SettingsError` without the engine."
+    engine = chosen_engine(engine)
     folder = star_home(weights)
     names = {home: name for name, home in STAR_WEIGHTS.items()}
     card = star_card(folder)
@@ -349,15 +343,40 @@ def load_stars(
         from stardist.models import StarDist2D
 
         model = StarDist2D(None, name=folder.name, basedir=str(folder.parent))
-    compute_in(model, fast_precision() if precision == "auto" else precision)
+        if engine == "keras":
+            compute_in(model, precision)
+        predict = compiled(model.keras_model, engine)
     return StarFinder(
         weights=names.get(folder, str(folder)),
         checksum=card["weights_sha256"],
         model=model,
+        predict=predict,
         smallest=card.get("smallest", {}),
         widths=dict.fromkeys(CELLS, card["diameter"]) | card.get("widths", {}),
         **{key: card[key] for key in ("thresholds", "overlap", "diameter", "zoom")},
     )
+
+# %% ../nbs/10_stars.ipynb #8f138f8f
+def knows_bfloat16() -> bool:
+    "Whether this processor computes in bfloat16 by itself, as Linux tells; elsewhere it is not known."
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in told or "amx_bf16" in told
+
+
+def fast_way() -> tuple[str, str]:
+    "The engine and the precision by which the star network is fastest here."
+    engine = chosen_engine("auto")
+    half = engine == "openvino" or knows_bfloat16()
+    return engine, "mixed_bfloat16" if half else "float32"
+
+
+def load_fast_stars(weights: str | Path = "bloodcount") -> StarFinder:
+    "As `load_stars`, by what is fastest here."
+    engine, precision = fast_way()
+    return load_stars(weights, precision, engine)
 
 # %% ../nbs/10_stars.ipynb #d7e62a13
 HEADS = ("prob", "dist", "prob_class")

@@ -149,28 +149,31 @@ def test_without_images_there_is_nothing_to_show(run):
     assert "No image here" in figure.texts[0].get_text()
 
 
-def test_what_half_precision_changes_is_counted(run):
-    whole = perfect(run)
-    half = {name: frame.copy() for name, frame in whole.items()}
-    red = half["counts"]["cell"] == "rbc"
-    first = half["counts"].index[red][0]
-    half["counts"].loc[first, "predicted"] += 3
-    one = (half["matches"]["cell"] == "rbc") & (half["matches"]["thresh"] == 0.5)
-    half["matches"].loc[half["matches"].index[one][0], "fp"] += 3
-    results = star_network.half_results(run, whole, half)
-    table = star_network.half_table(results).set_index("cells")
-    assert table["images with another count"].tolist() == ["1", "0", "0"]
-    assert table["largest change"].tolist() == ["3", "0", "0"]
-    row = table.iloc[0]
-    assert int(row["found, bfloat16"]) == int(row["found, float32"]) + 3
-    assert float(row["accuracy, %, bfloat16"]) < float(row["accuracy, %, float32"]) == 100
-    assert float(row["F1, bfloat16"]) < float(row["F1, float32"]) == 1
-    assert table["F1, float32"].iloc[1] == "", "white cells have no outlines to be matched"
+def test_what_a_faster_way_changes_is_counted(run):
+    exact = perfect(run)
+    fast = {name: frame.copy() for name, frame in exact.items()}
+    red = fast["counts"]["cell"] == "rbc"
+    fast["counts"].loc[fast["counts"].index[red][0], "predicted"] += 3
+    one = (fast["matches"]["cell"] == "rbc") & (fast["matches"]["thresh"] == 0.5)
+    fast["matches"].loc[fast["matches"].index[one][0], "fp"] += 3
+    results = star_network.fast_results(run, {star_network.EXACT: exact, "another": fast})
+    assert not results.duplicated(RESULTS[: RESULTS.index("n")]).any()
+    table = star_network.fast_table(results)
+    assert table["images with another count"].tolist() == ["0", "1", "0", "0", "0", "0"]
+    assert table["largest change"].tolist() == ["0", "3", "0", "0", "0", "0"]
+    first, second = table.to_dict("records")[:2]
+    assert int(second["found"]) == int(first["found"]) + 3
+    assert float(second["count accuracy, %"]) < float(first["count accuracy, %"]) == 100
+    assert float(second["F1"]) < float(first["F1"]) == 1
+    assert table["F1"].iloc[2] == "", "white cells have no outlines to be matched"
 
 
-def test_the_two_precisions_keep_rows_of_their_own():
-    whole, half = (
-        star_network.finder_name(find)
-        for find in (star_network.find_stars, star_network.find_in_half)
-    )
-    assert whole == star_network.star_name() and half != whole
+def test_each_way_keeps_rows_of_its_own():
+    known = [star_network.finder_name(find) for find in star_network.WAYS.values()]
+    assert known[0] == star_network.star_name() and len(set(known)) == len(known)
+
+
+def test_a_way_that_is_not_installed_has_no_row(run, monkeypatch):
+    monkeypatch.setattr(star_network, "has_openvino", lambda: False)
+    monkeypatch.setattr(star_network, "star_scores", lambda run, find: {})
+    assert "OpenVINO" not in star_network.fast_scores(run)

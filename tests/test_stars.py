@@ -255,15 +255,15 @@ def test_the_card_says_what_it_learnt_from():
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"),
+    ("flags", "knows"),
     [
-        ("fpu avx512f avx512_bf16", "mixed_bfloat16"),
-        ("fpu amx_bf16 amx_tile", "mixed_bfloat16"),
-        ("fpu avx512f avx2", "float32"),
-        (None, "float32"),
+        ("fpu avx512f avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fpu avx512f avx2", False),
+        (None, False),
     ],
 )
-def test_half_precision_where_it_is_fast(monkeypatch, flags, precision):
+def test_half_precision_where_it_is_fast(monkeypatch, flags, knows):
     def read_text(path):
         assert str(path) == "/proc/cpuinfo"
         if flags is None:
@@ -271,11 +271,19 @@ def test_half_precision_where_it_is_fast(monkeypatch, flags, precision):
         return f"flags : {flags}\n"
 
     monkeypatch.setattr(stars_module.Path, "read_text", read_text)
-    assert stars_module.fast_precision() == precision
+    assert stars_module.knows_bfloat16() == knows
+    monkeypatch.setattr(stars_module, "chosen_engine", lambda engine: "keras")
+    half = "mixed_bfloat16" if knows else "float32"
+    assert stars_module.fast_way() == ("keras", half)
+    monkeypatch.setattr(stars_module, "chosen_engine", lambda engine: "openvino")
+    assert stars_module.fast_way() == ("openvino", "mixed_bfloat16")
 
 
-def test_half_precision_finds_the_same_cells(smear):
+@pytest.mark.parametrize("way", [("mixed_bfloat16", "keras"), ("mixed_bfloat16", "openvino")])
+def test_a_faster_way_finds_the_same_cells(found, smear, way):
     "Nearly: it rounds, and a cell whose score is at the threshold may come or go."
-    whole, half = (load_stars(precision=p)(smear.image) for p in ("float32", "mixed_bfloat16"))
+    if way[1] == "openvino":
+        pytest.importorskip("openvino")
+    fast = load_stars("bloodcount", *way)(smear.image)
     for cell in CELLS:
-        assert abs(len(whole[cell]) - len(half[cell])) <= max(1, 0.03 * len(whole[cell]))
+        assert abs(len(found[cell]) - len(fast[cell])) <= max(1, 0.03 * len(found[cell]))

@@ -99,7 +99,7 @@ _SUPPLEMENT = {  # For who wants to look a number up
     "table_platelet_truths": ("12_errata", "Errata: two truths of the platelets"),
     "table_annotated_twice": ("12_errata", "Errata: one picture, annotated twice"),
     "table_stars_platelets": ("14_stardist", "Star network: is each platelet found?"),
-    "table_stars_half": ("14_stardist", "Star network: what bfloat16 changes"),
+    "table_stars_fast": ("14_stardist", "Star network: what faster ways change"),
     "table_stars_contact": ("14_stardist", "Star network: which red cells are found, by contact"),
     "table_elsewhere_second": (
         "15_elsewhere",
