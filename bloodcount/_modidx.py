@@ -1743,6 +1743,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training.ship': ( 'studies/training.html#ship',
                                                                                    'bloodcount/studies/training.py'),
+                                             'bloodcount.studies.training.step_bar': ( 'studies/training.html#step_bar',
+                                                                                       'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training.table_2': ( 'studies/training.html#table_2',
                                                                                       'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training.tile_maps': ( 'studies/training.html#tile_maps',

@@ -144,14 +144,15 @@ def _dataset(
     )
 
 # %% ../nbs/10_star_training.ipynb #cc9b4aa5
-def _callbacks(network: Any, folder: Path, schedule: StarSchedule) -> list:
+def _callbacks(network: Any, folder: Path, schedule: StarSchedule, bar: Any) -> list:
     "What happens while a network learns: its rate, what is kept, what is told."
     import keras
 
     class Told(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             steps, done = schedule.epochs * schedule.steps, int(network.optimizer.iterations)
-            self.bar = tqdm(total=steps, initial=done, desc=folder.name, unit="step", leave=False)
+            own = {"total": steps, "initial": done, "desc": folder.name, "unit": "step"}
+            self.bar = tqdm(**own, dynamic_ncols=True) if bar is None else bar
 
         def on_epoch_begin(self, epoch, logs=None):
             self.began = time.monotonic()
@@ -182,6 +183,7 @@ def train_stars(
     schedule: StarSchedule | None = None,
     start: str | Path | None = None,  # Folder of a model to begin with; from nothing if None
     others: Sequence[StarTruth] = (),  # Of other laboratories, which OTHERS of the chips show
+    bar: Any = None,  # A tqdm bar of steps; one of its own if None
 ) -> Path:  # The folder, with weights that `finish_stars` finishes
     "Train a star network; raises `InputError` without a cell to learn."
     folder, schedule = Path(folder), schedule or StarSchedule()
@@ -197,7 +199,7 @@ def train_stars(
             _dataset(truths, schedule, network.optimizer, others),
             epochs=schedule.epochs,
             steps_per_epoch=schedule.steps,
-            callbacks=_callbacks(network, folder, schedule),
+            callbacks=_callbacks(network, folder, schedule, bar),
             verbose=0,
         )
         in_units(model, 1 / UNIT)

@@ -9,6 +9,7 @@ from small import small_network
 from bloodcount import segmentation
 from bloodcount.drawing import METHOD_TITLES
 from bloodcount.errors import InputError
+from bloodcount.files import write_text
 from bloodcount.models import read_counting, write_counting
 from bloodcount.settings import load_settings
 from bloodcount.studies import protocol, training
@@ -110,3 +111,14 @@ def test_records_are_read_as_they_were_written():
         assert scores["method"].isin(["", *METHOD_TITLES]).all()
         assert (scores["recipe"] == training.read_card(folder)["recipe"]).all()
         assert (folder / "README.md").read_text() == training.model_card(folder)
+
+
+def test_a_runner_sees_the_steps(monkeypatch, tmp_path):
+    monkeypatch.delenv("BLOODCOUNT_PROGRESS", raising=False)
+    assert training.step_bar(tmp_path, 4, 10) is None, "a training draws its own bar"
+    monkeypatch.setenv("BLOODCOUNT_PROGRESS", str(tmp_path / "bars"))
+    write_text(tmp_path / "history.csv", "epoch,loss\n1,0.5\n2,0.4\n")
+    with training.step_bar(tmp_path, 4, 10) as bar:
+        assert (bar.n, bar.total, bar.unit) == (20, 40, "step")
+        bar.update(20)
+    assert "40/40" in (tmp_path / "bars").read_text() and "step" in (tmp_path / "bars").read_text()

@@ -29,6 +29,7 @@ from ..stars import STAR_WEIGHTS, load_stars
 from .elsewhere import SECOND, fields_of, second_truths
 from .protocol import Run, progress, repeats
 from .star_network import as_frames, star_results, star_rows
+from .training import step_bar
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,9 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
     others = _other_truths(training, before) if before else []
     if not (folder / "weights_best.h5").exists():
         truths = truths_of(training.data, learnt)
-        train_stars(truths, folder, training.schedule, before, others)
+        schedule = training.schedule
+        bar = step_bar(folder, schedule.epochs, schedule.steps)
+        train_stars(truths, folder, schedule, before, others, bar)
     data = {
         "title": training.data.title,
         "fingerprint": training.data.fingerprint,

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['TILE_PIXELS', 'TUNED_ON', 'RECORDS', 'RECIPE_TITLES', 'tile_maps', 'score_tiles', 'score_model', 'read_scores',
-           'train_model', 'trainings', 'model_card', 'ship', 'keep_masks', 'recipe_title', 'records', 'training_table',
-           'record_scores', 'table_2']
+           'step_bar', 'train_model', 'trainings', 'model_card', 'ship', 'keep_masks', 'recipe_title', 'records',
+           'training_table', 'record_scores', 'table_2']
 
 # %% ../../nbs/studies/06_training.ipynb #cef86378
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,6 +125,18 @@ def _tune_once(folder: Path, settings: Settings, data: DataSet) -> None:
     if counted and read_counting(folder) is None:
         tune_model(folder, settings, data, TUNED_ON[settings.profile])
 
+# %% ../../nbs/studies/06_training.ipynb #7d9e7a5c
+def step_bar(folder: Path, epochs: int, steps: int) -> Any:
+    "A bar of training steps on the runner's screen; None without a runner: a training then draws its own."
+    if "BLOODCOUNT_PROGRESS" not in os.environ:
+        return None
+    history = folder / "history.csv"
+    done = len(pd.read_csv(history)) if history.exists() else 0
+    bar = progress((), folder.name, epochs * steps)
+    bar.unit = "step"
+    bar.update(done * steps)
+    return bar
+
 # %% ../../nbs/studies/06_training.ipynb #44ec7d02
 def train_model(
     settings: Settings,
@@ -133,7 +147,9 @@ def train_model(
     seed: int = 0,
 ) -> Path:  # The folder of the trained model
     "Train, tune, then score; what is done is not done again. Raises what `train` raises."
-    folder = train(Training(settings, data, cell, network, recipe, seed))
+    training = Training(settings, data, cell, network, recipe, seed)
+    chosen = training.chosen[0]
+    folder = train(training, step_bar(training.folder, sum(chosen.epochs), chosen.steps))
     curve = learning_curve(
         pd.read_csv(folder / "history.csv"),
         f"{NETWORK_TITLES[network]}, {CELL_TITLES[cell]}, {recipe}",
