@@ -433,6 +433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bloodcount.picture._about_stars': ('picture.html#_about_stars', 'bloodcount/picture.py'),
                                     'bloodcount.picture._find': ('picture.html#_find', 'bloodcount/picture.py'),
                                     'bloodcount.picture._hear': ('picture.html#_hear', 'bloodcount/picture.py'),
+                                    'bloodcount.picture._load': ('picture.html#_load', 'bloodcount/picture.py'),
                                     'bloodcount.picture._loaded': ('picture.html#_loaded', 'bloodcount/picture.py'),
                                     'bloodcount.picture._moved': ('picture.html#_moved', 'bloodcount/picture.py'),
                                     'bloodcount.picture._network': ('picture.html#_network', 'bloodcount/picture.py'),

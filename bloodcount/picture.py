@@ -134,8 +134,18 @@ def strange_size(finder: Finder, cells: Mapping[str, Cells]) -> str:
     )
 
 # %% ../nbs/11_picture.ipynb #6ecc9db7
-@functools.lru_cache(maxsize=2)
+_LOADING = (
+    threading.Lock()
+)  # Two threads would load it twice, and while it loads nothing is printed
+
+
 def _loaded(lazy: LazyFinder) -> Any:
+    with _LOADING:
+        return _load(lazy)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(lazy: LazyFinder) -> Any:
     if lazy.network == STARS:
         from bloodcount.scale import AnyScale
         from bloodcount.stars import load_fast_stars

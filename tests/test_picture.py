@@ -1,13 +1,17 @@
 """One picture: what is outside of its field changes nothing; a size that the networks do not know is said."""
 
 import dataclasses
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
+from bloodcount import picture, stars
 from bloodcount.counting import cells_from_discs, cells_from_labels, components
 from bloodcount.errors import SettingsError
-from bloodcount.picture import CountPlan, Seen, count, count_seen
+from bloodcount.picture import CountPlan, LazyFinder, Seen, count, count_seen
 from bloodcount.synthetic import synthetic_smear
 from bloodcount.tiles import resized
 
@@ -60,3 +64,27 @@ def test_a_page_is_a_number_or_rgb(page):
     with pytest.raises(SettingsError, match="--page"):
         CountPlan(page=page)
     dataclasses.replace(PLAN, page="rgb"), dataclasses.replace(PLAN, page=3)
+
+
+def test_two_threads_load_a_network_once_and_leave_the_output_alone(monkeypatch):
+    "While it loads, what it prints goes nowhere; two at once would lose the output for good."
+    loads, output = [], sys.stdout
+
+    def load(weights):
+        with stars.hushed():
+            loads.append(weights)
+            time.sleep(0.2 / len(loads))  # The second one would end first
+        return None
+
+    monkeypatch.setattr(stars, "load_fast_stars", load)
+    picture._load.cache_clear()
+    finders = [
+        LazyFinder((cell,), "stardist", "bloodcount", "", "paper") for cell in ("rbc", "wbc")
+    ]
+    threads = [threading.Thread(target=picture._loaded, args=(f,)) for f in (*finders, finders[0])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    picture._load.cache_clear()
+    assert len(loads) == 2 and sys.stdout is output
