@@ -134,9 +134,8 @@ def strange_size(finder: Finder, cells: Mapping[str, Cells]) -> str:
     )
 
 # %% ../nbs/11_picture.ipynb #6ecc9db7
-_LOADING = (
-    threading.Lock()
-)  # Two threads would load it twice, and while it loads nothing is printed
+# One thread at a time loads: two would load it twice, and while it loads nothing can be printed.
+_LOADING = threading.Lock()
 
 
 def _loaded(lazy: LazyFinder) -> Any:
