@@ -1550,8 +1550,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'bloodcount/studies/star_retrain.py'),
                                                  'bloodcount.studies.star_retrain.StarTraining.start': ( 'studies/star_retrain.html#startraining.start',
                                                                                                          'bloodcount/studies/star_retrain.py'),
-                                                 'bloodcount.studies.star_retrain._card_options': ( 'studies/star_retrain.html#_card_options',
-                                                                                                    'bloodcount/studies/star_retrain.py'),
                                                  'bloodcount.studies.star_retrain._finish': ( 'studies/star_retrain.html#_finish',
                                                                                               'bloodcount/studies/star_retrain.py'),
                                                  'bloodcount.studies.star_retrain._other_truths': ( 'studies/star_retrain.html#_other_truths',

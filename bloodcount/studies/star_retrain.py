@@ -23,10 +23,10 @@ from ..files import copy_file, read_card, write_text
 from ..scale import AnyScale
 from ..settings import CELLS, Settings
 from ..source import code_digest, digest
-from ..star_training import StarSchedule, finish_stars, train_stars
+from ..star_training import WIDTHS, StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
 from ..stars import STAR_WEIGHTS, load_stars
-from .elsewhere import SECOND, fields_of, second_truths
+from .elsewhere import SECOND, fields_of, other_name, second_truths
 from .protocol import Run, progress, repeats
 from .star_network import as_frames, star_results, star_rows
 from .training import step_bar
@@ -67,9 +67,9 @@ class StarTraining:
 
     @property
     def key(self) -> str:
-        "A name for all that its weights depend on, but the code and the other laboratories' smears."
-        start = self.start.key if self.start else None
-        made_by = self.cell, self.network, self.recipe, self.schedule, start
+        "A name for all that its weights depend on, but the code."
+        before = (self.start.key, other_name(self.settings)) if self.start else None
+        made_by = self.cell, self.network, self.recipe, self.schedule, before
         return digest(*made_by, self.data.fingerprint)
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #6512052b
@@ -138,9 +138,9 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
     }
     data["images"] |= {"other": [truth.name for truth in others]} if others else {}
     choose = others or truths_of(training.data, judged)
-    _finish(
-        training, finish_stars(folder, choose, data, training.schedule, **_card_options(training))
-    )
+    widths = {} if others else WIDTHS  # The second weights gain nothing from a larger picture
+    card = finish_stars(folder, choose, data, training.schedule, widths=widths)
+    _finish(training, card)
     return folder
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #e824b540
@@ -153,11 +153,6 @@ def _other_truths(training: StarTraining, first: Path) -> list[StarTruth]:
             "The smears of other laboratories are not there; name their folder in BLOODCOUNT_OTHER_SMEARS."
         )
     return second_truths(fields, AnyScale(load_stars(first)))
-
-
-def _card_options(training: StarTraining) -> dict:
-    "The second weights gain nothing from a larger picture for red cells."
-    return {"widths": {}} if training.start else {}
 
 
 def _finish(training: StarTraining, card: dict) -> None:
