@@ -24,6 +24,7 @@ from bloodcount.studies.figures import (
     magnification_figure,
     nothing_to_draw,
     recall_figure,
+    training_curves,
     write_figure,
 )
 
@@ -247,6 +248,18 @@ def test_learning_curve_marks_the_best_epoch_of_each_stage(cell):
     inside = [line for line in dice.lines if line.get_gid() != "best"]
     assert max(max(line.get_ydata(), default=0) for line in inside) <= 1
     assert any(np.isclose(line.get_ydata(), 0.9).any() for line in loss.lines)
+
+
+def test_training_curves_have_a_panel_for_each_network_over_its_own_steps():
+    figure = training_curves({"one": (history("rbc"), 50), "two": (history("wbc"), 250)})
+    shown = [panel for panel in figure.axes if panel.get_visible()]
+    assert [panel.get_title() for panel in shown] == ["one", "two"]
+    for panel, steps, outputs in zip(shown, (50, 250), (OUTPUTS["rbc"], OUTPUTS["wbc"])):
+        marks = [line for line in panel.lines if line.get_gid() == "best"]
+        assert [line.get_xdata()[0] for line in marks] == [2 * steps, 5 * steps]
+        labels = {line.get_label() for line in panel.lines}
+        assert {f"{output}, validation images" for output in outputs} <= labels
+    assert "best epoch" in texts(figure)
 
 
 def test_curves_are_drawn_where_they_belong():

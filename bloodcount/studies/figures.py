@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'write_figure', 'nothing_to_draw', 'agreement_figure', 'bland_altman_figure', 'learning_curve',
-           'curve_figure', 'drift_figure', 'magnification_figure', 'recall_figure']
+           'training_curves', 'curve_figure', 'drift_figure', 'magnification_figure', 'recall_figure']
 
 # %% ../../nbs/studies/03_figures.ipynb #f28a04e0
 import io
@@ -230,6 +230,9 @@ def bland_altman_figure(
     return figure
 
 # %% ../../nbs/studies/03_figures.ipynb #b9e7555d
+_BEST = Line2D([], [], ls="none", marker="v", color="#333333", label="best epoch")
+
+
 def _stages(history: pd.DataFrame) -> list[tuple[str, np.ndarray, int]]:
     "Name, rows and best row of each stage; a stage begins where the epochs begin again."
     stage = (history["epoch"].diff() <= 0).cumsum().to_numpy()
@@ -248,8 +251,15 @@ def _mark_stages(panel: Axes, stages: list[tuple[str, np.ndarray, int]]) -> None
             panel.axvline(rows[0] + 0.5, color="black", lw=0.6)
 
 # %% ../../nbs/studies/03_figures.ipynb #bd751530
-def _curves(panel: Axes, history: pd.DataFrame, outputs: list[str], quantity: str, stages) -> None:
+def _outputs(history: pd.DataFrame) -> list[str]:
+    "The outputs that a history judges."
+    judged = [c for c in history if re.fullmatch(r"val_\w+_soft_dice", c)]
+    return [c.removeprefix("val_").removesuffix("_soft_dice") for c in judged]
+
+
+def _curves(panel: Axes, history: pd.DataFrame, quantity: str, stages, steps: int = 1) -> None:
     "A line for each output, dotted for what was learnt; a stage's line does not go on in the next."
+    outputs = _outputs(history)
     for output, colour in zip(outputs, LINE_COLOURS):
         # Keras names no output where there is but one
         learnt = quantity if len(outputs) == 1 else f"{output}_{quantity}"
@@ -259,7 +269,9 @@ def _curves(panel: Axes, history: pd.DataFrame, outputs: list[str], quantity: st
         ):
             for start, (_, rows, _) in enumerate(stages if column in history else ()):
                 label = None if start else f"{output}, {images}"
-                panel.plot(rows + 1, history[column].iloc[rows], line, color=colour, label=label)
+                panel.plot(
+                    (rows + 1) * steps, history[column].iloc[rows], line, color=colour, label=label
+                )
 
 # %% ../../nbs/studies/03_figures.ipynb #e92380ad
 @matplotlib.rc_context(STYLE)
@@ -268,20 +280,18 @@ def learning_curve(
     title: str,
 ) -> Figure:
     "Loss of the learnt images, and Dice of learnt and validation images, over the epochs of all stages."
-    judged = [c for c in history if re.fullmatch(r"val_\w+_soft_dice", c)]
-    outputs = [c.removeprefix("val_").removesuffix("_soft_dice") for c in judged]
     stages = _stages(history)
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, quantity, name in zip(panels, ("loss", "soft_dice"), ("loss", "soft Dice")):
-        _curves(panel, history, outputs, quantity, stages)
+        _curves(panel, history, quantity, stages)
         panel.set(xlabel="epoch, all stages", ylabel=name, xlim=(0.5, len(history) + 0.5))
         panel.xaxis.get_major_locator().set_params(integer=True)
         _mark_stages(panel, stages)
     panels[0].set_ylim(bottom=0)
     panels[1].set_ylim(0, 1)
     handles, _ = panels[1].get_legend_handles_labels()
-    handles.append(Line2D([], [], ls="none", marker="v", color="#333333", label="best epoch"))
+    handles.append(_BEST)
     named = "    ".join(
         f"stage {i}: {name}, {len(rows)} epochs, best {best - rows[0] + 1}"
         for i, (name, rows, best) in enumerate(stages, 1)
@@ -290,17 +300,41 @@ def learning_curve(
     figure.suptitle(title)
     return figure
 
+# %% ../../nbs/studies/03_figures.ipynb #382fe6a3
+@matplotlib.rc_context(STYLE)
+def training_curves(
+    histories: Mapping[str, tuple],  # By title: a history.csv as a frame, and the steps of an epoch
+) -> Figure:
+    "Dice of learnt and validation images over the steps of training, a panel for each network."
+    columns = 3
+    rows = -(-len(histories) // columns)
+    figure = Figure(figsize=(WIDTH, 1.55 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    named = {}
+    for place, (title, (history, steps)) in enumerate(histories.items()):
+        panel = grid.flat[place]
+        stages = _stages(history)
+        _curves(panel, history, "soft_dice", stages, steps)
+        named |= {line.get_label(): line for line in panel.lines if line.get_label()[0] != "_"}
+        for _, epochs, best in stages:
+            at = {"transform": panel.get_xaxis_transform(), "clip_on": False}
+            panel.plot((best + 1) * steps, 1.03, "v", color="#333333", ms=4, gid="best", **at)
+            if epochs[0]:
+                panel.axvline((epochs[0] + 0.5) * steps, color="black", lw=0.6)
+        panel.set(xlim=(0, (len(history) + 0.5) * steps), ylim=(0, 1))
+        panel.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+        panel.set_title(title, pad=9)
+        panel.set_xlabel("step" if place >= len(histories) - columns else "")
+        panel.set_ylabel("" if place % columns else "soft Dice")
+    for panel in grid.flat[len(histories) :]:
+        panel.set_visible(False)
+    figure.legend(handles=[*named.values(), _BEST], loc="outside lower center", ncols=3)
+    return figure
+
 # %% ../../nbs/studies/03_figures.ipynb #ce9e5fec
 def _values(frame: pd.DataFrame, column: str | None) -> list:
     "The values of a column in their order; one that stands for all rows if there is no column."
     return [None] if column is None else list(dict.fromkeys(frame[column]))
-
-
-def _where(frame: pd.DataFrame, **chosen) -> pd.DataFrame:
-    "The rows in which columns have a value; None as a column's name or value chooses all."
-    for column, value in chosen.items():
-        frame = frame if value is None else frame[frame[column] == value]
-    return frame
 
 # %% ../../nbs/studies/03_figures.ipynb #31269eed
 @matplotlib.rc_context(STYLE)
@@ -323,7 +357,8 @@ def curve_figure(
     cycle = itertools.cycle(zip(LINE_COLOURS, MARKERS))
     looks = {line: {"color": c, "marker": m} for line, (c, m) in zip(lines, cycle)}
     for (i, below), (j, beside) in itertools.product(enumerate(rows), enumerate(columns)):
-        panel = _where(frame, **{column: beside}, **({row: below} if row else {}))
+        panel = frame[frame[column] == beside]
+        panel = panel[panel[row] == below] if row else panel
         for line in lines:
             part = panel[panel[by] == line].sort_values(x)
             look = looks[line] | dict((styles or {}).get(line, {}))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TILE_PIXELS', 'TUNED_ON', 'RECORDS', 'RECIPE_TITLES', 'tile_maps', 'score_tiles', 'score_model', 'read_scores',
            'step_bar', 'train_model', 'trainings', 'model_card', 'ship', 'keep_masks', 'recipe_title', 'records',
-           'training_table', 'record_scores', 'table_2']
+           'training_table', 'record_curves', 'record_scores', 'table_2']
 
 # %% ../../nbs/studies/06_training.ipynb #cef86378
 import os
@@ -373,6 +373,19 @@ def training_table() -> pd.DataFrame:  # One row per record; text
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+# %% ../../nbs/studies/06_training.ipynb #a6e1a7b2
+def record_curves() -> dict[str, tuple[pd.DataFrame, int]]:
+    "The history of every record and the steps of its epochs, by what it is called; its own stages alone."
+    curves = {}
+    for folder in records():
+        card = read_card(folder)
+        title = f"{NETWORK_TITLES[card['network']]}, {CELL_TITLES[card['cell']]}"
+        called = recipe_title(card["cell"], card["recipe"])
+        called += f", seed {card['seed']}" if card["seed"] else ""
+        steps = card["settings"]["recipe"]["steps"]
+        curves[f"{title}\n{called}"] = pd.read_csv(folder / "history.csv"), steps
+    return curves
 
 # %% ../../nbs/studies/06_training.ipynb #35199bb5
 def record_scores(
