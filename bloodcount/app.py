@@ -26,15 +26,15 @@ from bloodcount.batch import (
     Store,
     count_files,
     find_images,
-    image_name,
+    jobs_of,
     write_csv,
-    writing,
 )
 from .counting import Cells, cells_from_labels, discs
 from .drawing import CELL_COLOURS, CELL_TITLES
-from .errors import BloodcountError, InputError
+from .errors import BloodcountError, InputError, RunError
 from .exports import outlines, read_labels, write_labels, write_rois
-from .picture import CountPlan, finder_of, look_at, settings_name
+from .files import writing
+from .picture import CountPlan, finder_of, look_at
 from .results import Result, cell_table, counted, pick
 
 # %% ../nbs/12_app.ipynb #81d74ae7
@@ -139,6 +139,8 @@ class Corrected:
 def _write_cells(
     folder: Path, stem: str, cells: Mapping[str, Cells], pixel_size: float | None
 ) -> None:
+    if not cells:  # Nothing in the picture can be counted
+        return
     tables = [cell_table(those, None, pixel_size).assign(cell=c) for c, those in cells.items()]
     write_csv(folder / f"{stem}.csv", pd.concat(tables))
     write_rois(folder / f"{stem}.zip", cells)
@@ -151,7 +153,8 @@ def _write_table(out: Path) -> None:
     for path in sorted((out / CORRECTIONS).glob("*.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
         rows += [{"image": told["image"], "cell": c} | row for c, row in told["counts"].items()]
-    write_csv(out / "corrected.csv", pd.DataFrame(rows))
+    columns = None if rows else ["image", "cell"]
+    write_csv(out / "corrected.csv", pd.DataFrame(rows, columns=columns))
 
 # %% ../nbs/12_app.ipynb #f6ce1508
 def open_counted(
@@ -166,14 +169,12 @@ def open_counted(
     rows = counts.astype(object).where(counts.notna(), None).to_dict("records")
     if rows[0]["status"] == "error":
         raise InputError(rows[0]["reason"])
-    settings = settings_name(plan, finder)
-    key = f"{image_name(path, plan.page)} {settings}"
-    stem = Store(out).stems({key: path})[key]
+    job = jobs_of([path], plan, finder, Store(out))[0]
     seen = look_at(path, plan.page)
     files = {row["cell"]: out / row["labels"] for row in rows if row["labels"]}
     cells = {cell: cells_from_labels(read_labels(file)) for cell, file in files.items()}
     result = Result(path, rows, seen.image, cells, seen.field)
-    return Corrected(result, out, stem, f"{rows[0]['sha256']} {settings}")
+    return Corrected(result, out, job.stem, f"{rows[0]['sha256']} {job.settings}")
 
 # %% ../nbs/12_app.ipynb #6d4abff4
 SHOWN = 6000  # Longest side of the picture in the browser, px
@@ -470,8 +471,6 @@ def serve(
     import socket
 
     import panel as pn
-
-    from bloodcount.errors import RunError
 
     try:
         with socket.create_server(("127.0.0.1", port)) as free:

@@ -50,11 +50,12 @@ def known_name(
     option: str,  # As "--cell"
     name: str,
     known: Iterable[str],
-) -> str:  # In lower case
-    "A name that an option may have; raises `SettingsError` with the nearest right one."
-    if name.lower() not in (known := list(known)):
-        raise SettingsError(f"{option} {name}: no such name. {hint(name, known)}")
-    return name.lower()
+) -> str:  # As it is written among the known ones
+    "A name that an option may have, whatever its case; raises `SettingsError` with the nearest right one."
+    written = {each.lower(): each for each in known}
+    if name.lower() not in written:
+        raise SettingsError(f"{option} {name}: no such name. {hint(name, written.values())}")
+    return written[name.lower()]
 
 
 def one_line(text: object) -> str:

@@ -22,7 +22,7 @@ from skimage.measure import find_contours
 
 from .counting import Cells
 from .drawing import CELL_COLOURS, CELL_TITLES
-from .files import replacing, write_text
+from .files import writing
 
 # %% ../nbs/11_exports.ipynb #75b22ca1
 def _ring(region: np.ndarray) -> np.ndarray | None:
@@ -77,7 +77,7 @@ def write_labels(
     kind = np.uint16 if labels.max(initial=0) < 2**16 else np.uint32
     scale = {} if pixel_size is None else {"resolution": (1e4 / pixel_size,) * 2}
     unit = {} if pixel_size is None else {"resolutionunit": "CENTIMETER"}
-    with replacing(path) as part:
+    with writing(path) as part:
         tifffile.imwrite(part, labels.astype(kind), compression="zlib", **scale, **unit)
 
 
@@ -113,7 +113,7 @@ def write_rois(path: Path, cells: Mapping[str, Cells]) -> None:
         rgb = bytes(round(255 * part) for part in matplotlib.colors.to_rgb(CELL_COLOURS[cell]))
         shapes = outlines(those.labels).items()
         found += [_imagej(shape, f"{cell}-{label}", b"\xff" + rgb) for label, shape in shapes]
-    with replacing(path) as part:
+    with writing(path) as part:
         roifile.roiwrite(part, found, mode="w") if found else _empty_zip(part)
 
 # %% ../nbs/11_exports.ipynb #fce83583
@@ -134,16 +134,17 @@ def write_geojson(path: Path, cells: Mapping[str, Cells]) -> None:
             if those.score is not None:
                 about["measurements"] = {"score": round(float(those.score[label - 1]), 4)}
             features.append({"type": "Feature", "geometry": mapping(shape), "properties": about})
-    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
+    with writing(path) as part:
+        part.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 # %% ../nbs/11_exports.ipynb #0452f2ee
-def _coco_region(shape: Polygon | MultiPolygon, region: np.ndarray) -> list | dict:
+def _coco_region(shape: Polygon | MultiPolygon, labels: np.ndarray, label: int) -> list | dict:
     if not any(part.interiors for part in getattr(shape, "geoms", [shape])):
         return [ring.ravel().tolist() for ring in rings(shape)]
-    flat = np.concatenate([[False], region.ravel(order="F"), [False]])
+    flat = np.concatenate([[False], labels.ravel(order="F") == label, [False]])
     ends = np.flatnonzero(np.diff(flat.astype(np.int8)))
-    runs = np.diff(np.concatenate([[0], ends, [region.size]]))
-    return {"counts": runs.tolist(), "size": list(region.shape)}
+    runs = np.diff(np.concatenate([[0], ends, [labels.size]]))
+    return {"counts": runs.tolist(), "size": list(labels.shape)}
 
 # %% ../nbs/11_exports.ipynb #fb89b701
 def write_coco(
@@ -160,13 +161,15 @@ def write_coco(
             x, y, right, bottom = shape.bounds
             about = {"id": len(found) + 1, "image_id": 1, "category_id": kinds[cell], "iscrowd": 0}
             about |= {"bbox": [x, y, right - x, bottom - y], "area": shape.area, "label": label}
-            about["segmentation"] = _coco_region(shape, those.labels == label)
+            about["segmentation"] = _coco_region(shape, those.labels, label)
             if those.score is not None:
                 about["score"] = round(float(those.score[label - 1]), 4)
             found.append(about)
     image = {"id": 1, "file_name": name, "height": size[0], "width": size[1]}
     names = [{"id": number, "name": cell} for cell, number in kinds.items()]
-    write_text(path, json.dumps({"images": [image], "annotations": found, "categories": names}))
+    told = {"images": [image], "annotations": found, "categories": names}
+    with writing(path) as part:
+        part.write_text(json.dumps(told))
 
 # %% ../nbs/11_exports.ipynb #358ac369
 # What can be asked for: folder and suffix of the file that each image gets.

@@ -78,7 +78,7 @@ def accuracy(truth, predicted):
     return ops.mean(ops.cast(ops.equal(truth > 0.5, predicted > 0.5), "float32"))
 
 
-# Named as the scores of bloodcount.evaluate.pixel_scores that they equal.
+# Named as the scores of bloodcount.evaluation.pixel_scores that they equal.
 METRICS = {"mean_iou": mean_iou, "soft_dice": soft_dice, "tversky": tversky, "accuracy": accuracy}
 
 # %% ../nbs/04_losses.ipynb #17a557be

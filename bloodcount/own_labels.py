@@ -7,7 +7,9 @@ __all__ = ['NAMES', 'Outline', 'BESIDE', 'cell_of', 'planes', 'ellipse', 'labelm
            'labels_beside', 'is_labels']
 
 # %% ../nbs/10_own_labels.ipynb #cc42db33
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,10 +50,11 @@ def planes(
 ) -> dict[str, np.ndarray]:  # cell -> (H, W) int32 label image
     "Outlines drawn, each type for itself."
     drawn: dict[str, np.ndarray] = {}
+    numbers = defaultdict(itertools.count)
     for cell, outline in outlines:
         plane = drawn.setdefault(cell, np.zeros(shape, np.int32))
         x, y = np.asarray(outline, float).T - 0.5
-        plane[polygon(y, x, shape)] = plane.max() + 1
+        plane[polygon(y, x, shape)] = next(numbers[cell]) + 1
     return drawn
 
 
@@ -174,9 +177,11 @@ def labels_beside(
     if there := {each: path for each, path in typed.items() if path.is_file()}:
         return {each: _label_image(path, shape) for each, path in there.items()}
     own = [image.with_suffix(suffix) for suffix in BESIDE]
-    others = sorted(path for path in image.parent.glob("*.json") if path not in own)
-    for path in own + [path for path in others if '"annotations"' in path.read_text("utf-8")]:
+    for path in own:
         if path.is_file():
+            return read_labels(path, shape, cell, image.stem)
+    for path in sorted(image.parent.glob("*.json")):
+        if b'"annotations"' in path.read_bytes():  # COCO has many images in one file
             return read_labels(path, shape, cell, image.stem)
     raise InputError(
         f"{image}: no labels beside it. Save them as {', '.join(p.name for p in own)}."

@@ -66,17 +66,30 @@ class CountPlan:
     )
     border: str = "include"  # A key of BORDERS
     pixel_size: float | None = None  # um; that of the file if None
+    # How large the cells are over those of ALL-IDB1, or auto; if None, auto for STARS and 1 for the paper's networks
+    scale: float | str | None = None
+    diameter: float | None = None  # Of a red cell, px; in the place of a scale
 
     def __post_init__(self) -> None:
         for cell in self.cells:
             known_name("--cell", cell, CELLS)
-        if self.method:
-            known_name("--method", self.method, METHODS)
-        if self.network:
-            known_name("--network", self.network, [*NETWORKS, STARS])
-        known_name("--border", self.border, BORDERS)
+        known = {"method": METHODS, "network": [*NETWORKS, STARS], "border": BORDERS}
+        for key, names in known.items():
+            if value := getattr(self, key):
+                object.__setattr__(self, key, known_name(f"--{key}", value, names))
         if isinstance(self.page, str) and self.page != "rgb":
             raise SettingsError(f"--page {self.page}: must be a number from 1, or rgb.")
+        self._check_size()
+
+    def _check_size(self) -> None:
+        if self.scale is not None and self.diameter is not None:
+            raise SettingsError("--scale and --diameter say the same: pass one of them.")
+        if isinstance(self.scale, str) and self.scale != "auto":
+            raise SettingsError(f"--scale {self.scale}: must be a number such as 0.5, or auto.")
+        if isinstance(self.scale, (int, float)) and not 1 / 16 <= self.scale <= 8:
+            raise SettingsError(f"--scale {self.scale:g}: must be 0.0625 to 8.")
+        if self.diameter is not None and not 5 <= self.diameter <= 500:
+            raise SettingsError(f"--diameter {self.diameter:g}: must be 5 to 500 px.")
 
 # %% ../nbs/11_picture.ipynb #ae1cbfbc
 Finder = Callable[[np.ndarray], Mapping[str, Cells]]
@@ -106,31 +119,50 @@ class LazyFinder:
     def at_scale(
         self,
         image: np.ndarray,  # (H, W, 3) uint8 RGB
+        plan: CountPlan,
         pixel_size: float | None,  # um
     ) -> tuple[Finder, float | None, str]:
-        "A finder for the magnification of an image, the scale that it uses, and why that is not sure."
-        if self.network != STARS:
+        "A finder for the magnification of an image, the size of its picture over the image's, and why that is not sure."
+        stars = self.network == STARS
+        if not stars and plan.scale is None and plan.diameter is None:
             return self, None, ""
-        finder = _loaded(self)
-        scale = dataclasses.replace(finder, um_per_px=pixel_size).scale(image)
-        zoom = round(float(scale.zoom(finder.stars.diameter)), 3)
+        from bloodcount.scale import ZOOMS, resized_find
+
+        # The size of the cells is found by the star network, whichever network counts
+        finder = _loaded(self if stars else LazyFinder(CELLS, STARS, OURS[0], "", self.profile))
+        factor = None if plan.scale == "auto" else plan.scale
+        known = {"um_per_px": pixel_size, "diameter": plan.diameter, "factor": factor}
+        scale = once(
+            ("scale", finder.weights, *known.values()),
+            image,
+            lambda: dataclasses.replace(finder, **known).scale(image),
+        )
         doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
-        return functools.partial(finder, scale=scale), zoom, doubt
+        if stars:
+            zoom = scale.zoom(finder.stars.diameter)
+            return functools.partial(finder, scale=scale), round(float(zoom), 3), doubt
+        # The paper's networks know the same smears, at their full size
+        zoom = float(np.clip(scale.zoom(finder.native), *ZOOMS))
+        return functools.partial(resized_find, self, zoom), round(zoom, 3), doubt
 
 # %% ../nbs/11_picture.ipynb #6c03dd2a
-def strange_size(finder: Finder, cells: Mapping[str, Cells]) -> str:
+def strange_size(
+    finder: Finder,
+    cells: Mapping[str, Cells],
+    zoom: float = 1.0,  # Size of the picture that it got over that of the image
+) -> str:
     "Why the red cells are not of the size that the networks know; empty if they are."
     red = cells.get("rbc", ())
     if not isinstance(finder, LazyFinder) or finder.network == STARS:
         return ""
     if finder.weights not in ("bloodcount", "authors") or len(red) < 10:
         return ""
-    width = float(np.median(2 * np.sqrt(red.area / np.pi)))
+    width = zoom * float(np.median(2 * np.sqrt(red.area / np.pi)))
     if KNOWN_PX[0] <= width <= KNOWN_PX[1]:
         return ""
     return (
         f"The red cells are {width:.0f} px wide, and these networks know 63 to 95 px; "
-        f"resize the picture, or count with --weights {ELSEWHERE}."
+        f"count with --scale auto, or with --weights {ELSEWHERE}."
     )
 
 # %% ../nbs/11_picture.ipynb #6ecc9db7
@@ -161,7 +193,7 @@ def _load(lazy: LazyFinder) -> Any:
 # %% ../nbs/11_picture.ipynb #45143b23
 @functools.cache
 def _about(cell: str, weights: str, method: str, profile: str) -> dict[str, str]:
-    from bloodcount.models import model_folder, read_counting
+    from bloodcount.models import counting_for, model_folder
     from bloodcount.segmentation import authors_weights, trained_weights
 
     settings, folder, network = load_settings(profile), model_folder(cell, weights), "do_unet"
@@ -170,7 +202,7 @@ def _about(cell: str, weights: str, method: str, profile: str) -> dict[str, str]
     else:
         card, _ = trained_weights(folder, cell)
         network, checksum = card["network"], card["weights_sha256"]
-    counting = read_counting(folder) or settings.published[network][cell]
+    counting = counting_for(folder, settings.published[network][cell])
     by = method or counting.method
     if by not in counting.count:
         raise SettingsError(f"--method {by}: not for {cell}. {hint(by, counting.count)}")
@@ -288,22 +320,44 @@ def hearing() -> Iterator[list[str]]:
 def _hear(message: Warning, category: type, *where: Any, **more: Any) -> None:
     said = getattr(_heard, "said", None)
     if said is None or not issubclass(category, UserWarning):
-        return _shown_before(message, category, *where, **more)
+        return _EARS.shown(message, category, *where, **more)
     if (sentence := one_line(message)) not in said:
         said.append(sentence)
 
-
-_shown_before = warnings.showwarning
-
 # %% ../nbs/11_picture.ipynb #e1e08ee0
+class _Ears:
+    "Whoever listens, and what was there before the first of them."
+
+    def __init__(self) -> None:
+        self.lock, self.listeners = threading.Lock(), 0
+        self.shown, self.before = warnings.showwarning, contextlib.ExitStack()
+
+    def open(self) -> None:
+        with self.lock:
+            self.listeners += 1
+            if self.listeners == 1:
+                self.before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("always", UserWarning)
+                self.shown, warnings.showwarning = warnings.showwarning, _hear
+
+    def close(self) -> None:
+        with self.lock:
+            self.listeners -= 1
+            if not self.listeners:
+                self.before.close()
+
+
+_EARS = _Ears()
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     "Send each warning to the thread that it comes from, for as long as pictures are counted."
-    global _shown_before
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        _shown_before, warnings.showwarning = warnings.showwarning, _hear
+    _EARS.open()
+    try:
         yield
+    finally:
+        _EARS.close()
 
 # %% ../nbs/11_picture.ipynb #0101b6e3
 BLOCK_PIXELS = 100_000_000  # Larger pictures are counted in blocks
@@ -395,7 +449,7 @@ def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cel
 
 # %% ../nbs/11_picture.ipynb #c2c85f0e
 def _find(
-    finder: Finder, seen: Seen, size: float | None, tell: Tell
+    finder: Finder, seen: Seen, plan: CountPlan, size: float | None, tell: Tell
 ) -> tuple[dict[str, Cells], float | None, list[str]]:  # Cells, scale, and reasons for doubt
     "The cells of the part of a picture that can be counted, in px of the picture."
     picture, corner = seen.image, (0, 0)
@@ -404,10 +458,10 @@ def _find(
     enough_memory(seen.image.shape[0] * seen.image.shape[1])
     find, scale, doubt = finder, None, ""
     if hasattr(finder, "at_scale"):
-        find, scale, doubt = finder.at_scale(picture, size)
+        find, scale, doubt = finder.at_scale(picture, plan, size)
     large = picture.shape[0] * picture.shape[1] > BLOCK_PIXELS
     found = in_blocks(find, picture, tell) if large else find(picture)
-    strange = strange_size(finder, found)
+    strange = strange_size(finder, found, scale or 1.0)
     shape = seen.image.shape[:2]
     if picture.shape[:2] != shape:
         found = {cell: _moved(cells, corner, shape) for cell, cells in found.items()}
@@ -426,7 +480,7 @@ def count_seen(
     size = plan.pixel_size or seen.pixel_size
     reasons, scale, found = list(seen.reasons), None, {}
     if set(plan.cells) & set(seen.countable):
-        found, scale, doubts = _find(finder, seen, size, tell)
+        found, scale, doubts = _find(finder, seen, plan, size, tell)
         reasons += doubts
     asked = [c for c in plan.cells if c in found and c in seen.countable]
     cells = {c: by_rule(found[c], plan.border, seen.field) for c in asked}
@@ -498,7 +552,7 @@ def count(
     source: Any,  # A path, a PIL image, or an array (H, W, 3) uint8 RGB
     cells: str | tuple[str, ...] = CELLS,  # Cell types
     finder: Callable | None = None,  # What counts, instead of network, weights and method
-    **plan: Any,  # As in `CountPlan`: network, weights, method, border, pixel_size, page
+    **plan: Any,  # As in `CountPlan`: network, weights, method, border, scale, page and others
 ) -> Result:
     "The cells of one picture; raises `InputError` if it cannot be read, and as `finder_of`."
     made = CountPlan((cells,) if isinstance(cells, str) else tuple(cells), **plan)

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'BORDERS', 'MEASURED', 'IN_UM', 'COUNTS', 'FOUND', 'poisson_interval', 'ratio_interval', 'touching', 'pick',
-           'by_rule', 'cell_table', 'as_counts', 'counted', 'draw', 'ImageRows', 'Result', 'as_html', 'pool_of',
-           'totals', 'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
+           'by_rule', 'cell_table', 'as_counts', 'counted', 'ImageRows', 'Result', 'as_html', 'pool_of', 'totals',
+           'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
 
 # %% ../nbs/11_results.ipynb #144b11ac
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from skimage.measure import regionprops_table
 from tabulate import tabulate
 
 from .counting import Cells
-from .drawing import CELL_COLOURS, CELL_TITLES, overlay
+from .drawing import CELL_TITLES, overlay
 from .errors import SettingsError, one_line
 from .settings import CELLS
 
@@ -168,16 +167,6 @@ def counted(cells: Cells, field: np.ndarray | None = None) -> dict[str, Any]:
     across = round(float(np.median(2 * cells.radius)), 1) if len(cells) else None
     return row | {"cell_diameter": across, "border_cells": len(touching(cells.labels, field=field))}
 
-# %% ../nbs/11_results.ipynb #08b4eaa5
-def draw(
-    image: np.ndarray,  # (H, W, 3) uint8 RGB
-    cells: Mapping[str, Cells],
-) -> np.ndarray:  # (H, W, 3) uint8 RGB
-    "The image with the cells of all types, each type in its colour."
-    for cell in [c for c in CELLS if c in cells]:
-        image = overlay(image, cells[cell], CELL_COLOURS[cell])
-    return image
-
 # %% ../nbs/11_results.ipynb #662de0ce
 @dataclass(frozen=True)
 class ImageRows:
@@ -221,7 +210,7 @@ class Result(ImageRows):
 
     def overlay(self) -> np.ndarray:  # (H, W, 3) uint8 RGB
         "The image with its cells drawn on it."
-        return draw(self.image, self.cells)
+        return overlay(self.image, {c: self.cells[c] for c in CELLS if c in self.cells})
 
     def __repr__(self) -> str:
         told = ", ".join(f"{'-' if n is None else n} {c}" for c, n in self.counts.items())

@@ -9,7 +9,6 @@ __all__ = ['FINE_TUNING', 'UNIT', 'RAYS', 'WIDTH', 'DEPTH', 'AFTER', 'KIND_WEIGH
 
 # %% ../nbs/10_star_training.ipynb #b21f2001
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from .files import sha256, write_text
 from .settings import CELLS, StarBatches, section
 from .star_chips import draw_chip, places, targets
 from .star_truth import DIAMETER, StarTruth
-from .stars import StarFinder, compute_in, hushed, load_stars
+from .stars import StarFinder, compute_in, drawn, hushed, load_stars
 
 # %% ../nbs/10_star_training.ipynb #b6dd660c
 @section
@@ -135,13 +134,11 @@ def _dataset(
         for shape in [(schedule.side, schedule.side, 3), *shapes]
     )
 
-    def drawn() -> Iterator:
+    def made() -> Iterator:
         seed = [schedule.seed, int(optimizer.iterations.numpy())]
         return batches(truths, schedule, seed, others)
 
-    return tf.data.Dataset.from_generator(drawn, output_signature=(chip, tuple(answers))).prefetch(
-        3
-    )
+    return tf.data.Dataset.from_generator(made, output_signature=(chip, tuple(answers))).prefetch(3)
 
 # %% ../nbs/10_star_training.ipynb #cc9b4aa5
 def _callbacks(network: Any, folder: Path, schedule: StarSchedule, bar: Any) -> list:
@@ -252,8 +249,6 @@ def best_threshold(
 # %% ../nbs/10_star_training.ipynb #de8b0615
 def _labels(stars: Any, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarray:
     "Found cells as a label image, without those that lie mostly where nothing is known."
-    from bloodcount.stars import drawn
-
     labels = drawn(stars, shape).labels
     area = np.bincount(labels.ravel())
     hidden = np.bincount(labels[unknown], minlength=len(area)) > 0.5 * area
@@ -286,7 +281,7 @@ def finish_stars(
             card["thresholds"][cell] = 0.4
     card["validation"] = {
         "images": [truth.name for truth in validation],
-        "f1": {cell: round(f1, 4) for cell, f1 in scores.items() if math.isfinite(f1)},
+        "f1": {cell: round(f1, 4) for cell, f1 in scores.items()},
     }
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
     least = card["thresholds"]["rbc"]

@@ -58,7 +58,7 @@ class Training:
     settings: Settings
     data: DataSet
     cell: str  # "rbc", "wbc" or "plt"
-    network: str = "do_unet"  # A key of bloodcount.models.MODELS
+    network: str = "do_unet"  # A key of bloodcount.networks.MODELS
     recipe: str = "best"  # A key of settings.recipe[cell]
     seed: int = 0
 

@@ -65,6 +65,12 @@ def test_corrections_are_kept_and_are_of_these_bytes(tmp_path, smears):
     assert open_counted(path, out, PLAN, Darkness()).load() == Correction()
 
 
+def test_a_picture_with_nothing_to_count_can_be_saved(tmp_path):
+    Image.fromarray(SMEAR.image[:28, :28]).save(tmp_path / "small.png")
+    opened = open_counted(str(tmp_path / "small.png"), tmp_path / "out", PLAN, Darkness())
+    assert not opened.result.cells and opened.save(Correction()).exists()
+
+
 def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears):
     page = Page(tmp_path / "nowhere", tmp_path / "out", PLAN, Darkness())
     page.button.clicks += 1

@@ -18,10 +18,10 @@ import tifffile
 from fake_finder import Darkness
 from PIL import Image, ImageOps
 
-from bloodcount import batch, cli
+from bloodcount import batch, cli, picture
 from bloodcount.batch import STORE, Output, count_files, count_folder, find_images
 from bloodcount.errors import InputError, IntegrityError, RunError
-from bloodcount.exports import read_labels
+from bloodcount.exports import read_labels, write_labels
 from bloodcount.images import read_image
 from bloodcount.picture import CountPlan, count, in_blocks
 from bloodcount.results import COUNTS, FOUND, by_rule
@@ -619,3 +619,27 @@ def test_an_image_is_read_and_mapped_once_for_all_methods(monkeypatch, tmp_path)
     assert together["method"].nunique() == 4
     count_files(paths, plans, Output(tmp_path / "together"))
     assert len(read) == 2, "something was done again"
+
+
+def test_an_overlay_stays_while_another_cell_type_names_it(tmp_path, monkeypatch):
+    # As with weights that have a name: the settings are those of all cell types
+    for module in (batch, picture):
+        monkeypatch.setattr(module, "settings_name", lambda plan, finder: "0123456789ab")
+    path, out, finder = save(tmp_path / "a.png"), tmp_path / "out", Darkness()
+    count_folder(path, out, ("rbc", "wbc"), finder=finder)
+    count_folder(path, out, ("rbc",), finder=finder, overlays="PNG")
+    assert len(rows(out)) == 2
+    named = {row["cell"]: row["overlay"] for row in rows(out)}
+    assert all((out / overlay).exists() for overlay in named.values())
+
+
+def test_names_may_be_written_in_any_case():
+    assert CountPlan(border="Exclude", method="CHT").border == "exclude"
+    assert Output(Path("out"), "PNG").overlays == "png"
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "a.tif").mkdir()
+    (tmp_path / "a.tif" / "b").touch()
+    with pytest.raises(RunError, match="a.tif: cannot be written"):
+        write_labels(tmp_path / "a.tif", np.zeros((4, 4), np.int32))

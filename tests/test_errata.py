@@ -65,7 +65,7 @@ def test_the_table_says_all_of_it(real_run, real_results):
 
 
 def test_platelet_truths_are_those_of_the_index(real_run):
-    both = errata.component_counts(real_run.data, 50).set_index("image")
+    both = errata.component_counts(real_run, 50).set_index("image")
     index = real_run.data.index.loc[both.index]
     assert len(both) == 11
     assert (both["components"] == index["plt_mask_components"]).all()

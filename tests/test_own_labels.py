@@ -69,6 +69,15 @@ def test_rois_of_imagej(tmp_path):
     assert labels["wbc"][20, 20] == 1 and labels["plt"][45, 45] == 1
 
 
+def test_other_files_of_the_folder_do_not_matter(tmp_path):
+    (tmp_path / "notes.json").write_bytes("caf\u00e9".encode("latin-1"))
+    write(tmp_path / "z.json", COCO)
+    assert list(labels_beside(tmp_path / "a.png", SHAPE)) == ["rbc"]
+    shapes = [{"label": "wbc", "points": SQUARE, "shape_type": "polygon"}]
+    write(tmp_path / "a.json", {"shapes": shapes})
+    assert list(labels_beside(tmp_path / "a.png", SHAPE)) == ["wbc"]
+
+
 def test_a_label_image_keeps_its_numbers(tmp_path):
     labels = np.zeros(SHAPE, np.uint16)
     labels[3:9, 3:9], labels[20:30, 40:50] = 7, 300

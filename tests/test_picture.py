@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -53,6 +54,41 @@ def test_red_cells_of_another_size_are_doubtful():
     assert small["status"] == "doubtful" and "these networks know 63 to 95 px" in small["reason"]
 
 
+@pytest.mark.parametrize("size", [{"scale": 0.45}, {"diameter": 0.45 * 74}, {"scale": "auto"}])
+def test_the_papers_networks_count_a_picture_of_another_size(size):
+    whole, small = count(SMEAR.image, "rbc"), resized(SMEAR.image, 0.45)
+    found, row = (result := count(small, "rbc", **size)).cells["rbc"], result.rows[0]
+    assert abs(len(found) - len(whole.cells["rbc"])) <= 3
+    assert found.shape == found.labels.shape == small.shape[:2]
+    assert np.median(found.radius) == pytest.approx(
+        0.45 * np.median(whole.cells["rbc"].radius), rel=0.05
+    )
+    assert row["status"] == "ok" and row["scale"] == pytest.approx(1 / 0.45, rel=0.1)
+
+
+def test_the_star_network_takes_a_size_that_is_told():
+    small = resized(SMEAR.image, 0.45)
+    plain, told = (
+        count(small, "rbc", network="stardist", **size) for size in ({}, {"diameter": 40})
+    )
+    assert told.rows[0]["scale"] == pytest.approx(37 / 40, abs=0.001) != plain.rows[0]["scale"]
+
+
+@pytest.mark.parametrize(
+    "size, said",
+    [
+        ({"scale": "big"}, "--scale big"),
+        ({"scale": 0}, "--scale 0"),
+        ({"scale": float("nan")}, "--scale nan"),
+        ({"diameter": 2}, "--diameter 2"),
+        ({"scale": "auto", "diameter": 40}, "pass one of them"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(size, said):
+    with pytest.raises(SettingsError, match=said):
+        CountPlan(**size)
+
+
 def test_a_grey_picture_is_told_once():
     row = count(SMEAR.image.mean(axis=2).astype(np.uint8), "rbc", finder=_dark).rows[0]
     said = f"{row['reason']} {row['warnings']}".lower()
@@ -64,6 +100,29 @@ def test_a_page_is_a_number_or_rgb(page):
     with pytest.raises(SettingsError, match="--page"):
         CountPlan(page=page)
     dataclasses.replace(PLAN, page="rgb"), dataclasses.replace(PLAN, page=3)
+
+
+def test_warnings_go_to_their_own_picture_whoever_ends_first():
+    before, told, inside = warnings.showwarning, {}, threading.Barrier(2)
+
+    def first():
+        with picture.listening():
+            inside.wait()
+        inside.wait()
+
+    def second():
+        with picture.listening(), picture.hearing() as said:
+            inside.wait()
+            inside.wait()
+            warnings.warn("of the second", stacklevel=1)
+        told["second"] = list(said)
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told["second"] == ["of the second"] and warnings.showwarning is before
 
 
 def test_two_threads_load_a_network_once_and_leave_the_output_alone(monkeypatch):

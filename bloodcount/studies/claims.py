@@ -16,8 +16,8 @@ from ..drawing import CELL_TITLES, METHOD_TITLES, number
 from ..models import read_counting
 from ..segmentation import SHIPPED
 from .protocol import TRUTHS
-from .results import CHOSEN, MAIN_TRUTH, RESULTS, images_title, table_of, value_of
-from .tables import marks
+from .results import CHOSEN, MAIN_TRUTH, images_title, table_of, value_of
+from .tables import marks, with_interval
 
 # %% ../../nbs/studies/14_claims.ipynb #f4a98fb2
 @dataclass(frozen=True)
@@ -157,18 +157,9 @@ def headline_table(
         rows.append({
             "cells": CELL_TITLES[cell], "counted by": METHOD_TITLES[method],
             "held-out images": f"{n:.0f}" if np.isfinite(n) else "",
-            "count accuracy, %": _interval(ours) + drawn + ruled,
+            "count accuracy, %": with_interval(ours, "test", decimals=0) + drawn + ruled,
             "F1": number(value_of(ours, "f1_50", "test")) or "-",
-            "published weights, tuned alike": _interval(theirs) + ruled,
+            "published weights, tuned alike": with_interval(theirs, "test", decimals=0) + ruled,
             "the paper prints": number(printed.max(), "count_accuracy"),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-# %% ../../nbs/studies/14_claims.ipynb #e506ef41
-def _interval(part: pd.DataFrame) -> str:
-    "The count accuracy of the test images, with its interval in brackets."
-    value, low, high = (
-        value_of(part, f"count_accuracy{end}", "test") for end in ("", "_low", "_high")
-    )
-    shown = number(value, "count_accuracy")
-    return f"{shown} [{low:.0f}, {high:.0f}]" if np.isfinite(low) else shown

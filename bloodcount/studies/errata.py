@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from ..counting import components
-from ..data import DataSet, names, read_mask
+from ..data import names
 from ..drawing import CELL_TITLES, number
 from ..evaluation import pixel_scores
 from ..settings import load_settings
+from .baselines import annotated
 from .protocol import TRUTHS, Run
 from bloodcount.studies.results import (
     MAIN_TRUTH,
@@ -23,15 +24,9 @@ from bloodcount.studies.results import (
     long_form,
     published,
     tile_results,
-    value_of,
 )
 
 # %% ../../nbs/studies/12_errata.ipynb #3e2c8b6b
-def _mask(data: DataSet, cell: str, name: str) -> np.ndarray:  # (H, W) bool
-    "An annotated mask, without its image."
-    return read_mask(data.root / "masks" / cell / f"{name}.png")
-
-
 def annotated_twice(
     run: Run,
 ) -> pd.DataFrame:  # images, cell, dice, first, second (counts; NaN where there is none)
@@ -41,7 +36,7 @@ def annotated_twice(
     for first, second in pairs:
         for cell, truth in MAIN_TRUTH.items():
             if {first, second} <= set(names(run.data, cell, having=["mask"])):
-                masks = (_mask(run.data, cell, name) for name in (first, second))
+                masks = (annotated(run, cell, "mask", name) for name in (first, second))
                 counts = run.data.index.loc[[first, second], truth]
                 rows.append((f"{first}, {second}", cell, pixel_scores(*masks)["dice"], *counts))
     return pd.DataFrame(rows, columns=["images", "cell", "dice", "first", "second"])
@@ -64,14 +59,14 @@ def annotated_twice_table(
 
 # %% ../../nbs/studies/12_errata.ipynb #73748127
 def component_counts(
-    data: DataSet,
+    run: Run,
     min_area: int = 1,  # Smaller components are left out of at_least, px
 ) -> pd.DataFrame:  # image, split, published, components, at_least (of min_area px)
     "The platelets of the images that have both truths: the published count, and the components of the mask."
     rows = []
-    for name in names(data, "plt", having=["mask", "count"]):
-        area = np.bincount(components(_mask(data, "plt", name)).ravel())[1:]
-        split, counted = data.index.loc[name, ["plt_split", "plt_count"]]
+    for name in names(run.data, "plt", having=["mask", "count"]):
+        area = np.bincount(components(annotated(run, "plt", "mask", name)).ravel())[1:]
+        split, counted = run.data.index.loc[name, ["plt_split", "plt_count"]]
         rows.append((name, split, int(counted), len(area), int((area >= min_area).sum())))
     return pd.DataFrame(rows, columns=["image", "split", "published", "components", "at_least"])
 
@@ -81,7 +76,7 @@ def platelet_table(
     min_area: int = 50,  # px
 ) -> pd.DataFrame:  # One row per image that has both truths; text
     "The two truths of the platelets, image by image."
-    frame = component_counts(run.data, min_area)
+    frame = component_counts(run, min_area)
     if not len(frame):
         return pd.DataFrame()
     more = frame["components"] - frame["published"]
@@ -109,7 +104,7 @@ def facts(
         found |= {("images_in_the_text", cell, side): many for side, many in sides.items()}
     native = (index["width"] == 2592) & (index["height"] == 1944)
     twins = sum(len(group) - 1 for group in run.data.same_pictures)
-    both = component_counts(run.data)
+    both = component_counts(run)
     same = both["published"] == both["components"]
     found["images_of_native_size", "wbc", "all"] = native.sum()
     found["different_images", "wbc", "all"] = index["wbc_count"].notna().sum() - twins

@@ -133,7 +133,7 @@ def gather_results(
     for name in notebooks():
         source = nbformat.read(PAPER_NOTEBOOKS / f"{name}.ipynb", as_version=4)
         outputs = declared_outputs(source)
-        files += [figures / name for name in outputs if name.startswith("numbers/results_")]
+        files += [figures / each for each in outputs if each.startswith("numbers/results_")]
     frames = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
     frames = [f for f in frames if len(f)] or [pd.DataFrame(columns=RESULTS)]
     results = pd.concat(frames, ignore_index=True)
@@ -189,12 +189,6 @@ def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
         write_table(figures / name, make(results), caption, source)
 
 # %% ../../nbs/studies/22_page.ipynb #048b07e7
-def _figure_file(figures: Path, artefact: str) -> Path | None:
-    "The picture of an artefact, if it is there."
-    path = figures / f"{artefact}.png"
-    return path if path.exists() else None
-
-
 FOLDED = 12  # Tables of more rows open by a click
 
 
@@ -211,8 +205,8 @@ def _shown_table(text: str) -> str:
 
 def _item(figures: Path, artefact: str, title: str, notebook: str = "") -> list[str]:
     "An artefact on the page: its title, itself, and where it comes from."
-    table, figure = figures / f"{artefact}.md", _figure_file(figures, artefact)
-    shown = f"![{title}]({figure.name})\n" if figure else "Not made yet.\n"
+    table, figure = figures / f"{artefact}.md", figures / f"{artefact}.png"
+    shown = f"![{title}]({figure.name})\n" if figure.exists() else "Not made yet.\n"
     there = _shown_table(table.read_text(encoding="utf-8")) if table.exists() else shown
     lines = [f"### {title}\n", there]
     if notebook:
@@ -259,15 +253,15 @@ def results_html(
     "Every artefact that is there as one self-contained page; raises `InputError` if there is none."
     items = []
     for artefact, (notebook, title) in ARTEFACTS.items():
-        table, figure = figures / f"{artefact}.csv", _figure_file(figures, artefact)
+        table, figure = figures / f"{artefact}.csv", figures / f"{artefact}.png"
         known = read_provenance(figures / "provenance" / f"{notebook}.json")
         made = (
             "{notebook}, commit {commit}, {seconds:.0f} s on {device}".format(**known)
             if known
             else ""
         )
-        items.append((artefact, title, table if table.exists() else None, figure, made))
-    if not any(table or figure for _, _, table, figure, _ in items):
+        items.append((artefact, title, table, figure, made))
+    if not any(table.exists() or figure.exists() for _, _, table, figure, _ in items):
         raise InputError(f"{figures} holds no figure and no table; run `bloodcount reproduce`.")
     plain = about.replace("**", "").replace("`", "")
     write_text(path, html_page("bloodcount: figures and tables", plain, items))

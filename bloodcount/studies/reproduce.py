@@ -112,7 +112,11 @@ def reproductions(profile: str) -> list[Reproduction]:
     return chosen
 
 # %% ../../nbs/studies/23_reproduce.ipynb #de2c4c1f
-NOT_PAPER = ("app", "batch", "cli", "exports", "quality")  # Modules for people's own images
+# Modules for people's own images, which no number of the paper comes from
+NOT_PAPER = (
+    "app", "batch", "cli", "cli_ends", "cli_export", "doctor", "exports", "own_labels", "picture",
+    "quality", "results", "star_export", "start",
+)  # fmt: skip
 
 
 @functools.cache

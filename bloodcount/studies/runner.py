@@ -8,7 +8,6 @@ __all__ = ['PAPER_NOTEBOOKS', 'read_notebook', 'declared_outputs', 'code_cells',
 
 # %% ../../nbs/studies/20_runner.ipynb #dcbaf0c6
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import json

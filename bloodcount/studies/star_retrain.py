@@ -108,9 +108,9 @@ def truths_of(data: DataSet, names: list[str]) -> list[StarTruth]:
 def images_told(data: DataSet, learnt: list[str]) -> dict[str, list[str]]:
     "What was learnt from which image, as a card says it."
     index = data.index.loc[learnt]
-    whole = index["rbc_polygons"].notna() & (index["rbc_split"] == "train")
+    whole = (index["rbc_polygons"] == 1) & (index["rbc_split"] == "train")
     told = {"rbc": whole, "rbc_lone_cells": ~whole}
-    told |= {c: index[f"{c}_mask"].notna() & (index[f"{c}_split"] == "train") for c in CELLS[1:]}
+    told |= {c: (index[f"{c}_mask"] == 1) & (index[f"{c}_split"] == "train") for c in CELLS[1:]}
     return {kind: list(index.index[which]) for kind, which in told.items()}
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #dc0a4068

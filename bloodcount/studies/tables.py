@@ -52,13 +52,13 @@ def counted_by(key: Sequence[str]) -> dict[str, str]:
     }
 
 
-def with_interval(part: pd.DataFrame, images: str) -> str:
-    "A count accuracy with its interval in brackets."
+def with_interval(part: pd.DataFrame, images: str, decimals: int = 1) -> str:
+    "A count accuracy with its interval in brackets, whose ends have so many decimals."
     value, low, high = (
         value_of(part, f"count_accuracy{end}", images) for end in ("", "_low", "_high")
     )
-    interval = f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) else ""
-    return number(value, "count_accuracy") + interval
+    ends = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if np.isfinite(low) else ""
+    return number(value, "count_accuracy") + ends
 
 
 def _by_size(group: str) -> int:

@@ -225,7 +225,6 @@ def tune(
     run: Run,  # With the network that is tuned for
     cell: str,  # "rbc", "wbc" or "plt"
     most: int | None = None,  # Images to tune on, evenly spaced; all training images if None
-    methods: Sequence[str] | None = None,  # All that the cell type has if None
 ) -> tuple[
     Counting, dict[str, float]
 ]:  # How to count, its method the best; the score of each method
@@ -235,7 +234,7 @@ def tune(
         raise InputError(f"{run.data.title} has no training images with {cell} counts to tune on.")
     thresholds, tuned, scores = counting.threshold, dict(counting.count), {}
     first = counting.method
-    for method in sorted(methods or counting.count, key=lambda m: m != first):
+    for method in sorted(counting.count, key=lambda m: m != first):
         free = {
             k: v
             for k, v in CANDIDATES[cell].items()
