@@ -155,7 +155,7 @@ def headline_table(
         ]  # fmt: skip
         drawn, ruled = marks("do_unet", "bloodcount", cell, method)
         rows.append({
-            "cells": CELL_TITLES[cell], "counted by": METHOD_TITLES[method],
+            "cells": CELL_TITLES[cell], "counted by (default)": METHOD_TITLES[method],
             "held-out images": f"{n:.0f}" if np.isfinite(n) else "",
             "count accuracy, %": with_interval(ours, "test", decimals=0) + drawn + ruled,
             "F1": number(value_of(ours, "f1_50", "test")) or "-",
