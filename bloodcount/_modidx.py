@@ -437,6 +437,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bloodcount.picture._Joined.cells': ('picture.html#_joined.cells', 'bloodcount/picture.py'),
                                     'bloodcount.picture._about': ('picture.html#_about', 'bloodcount/picture.py'),
                                     'bloodcount.picture._about_stars': ('picture.html#_about_stars', 'bloodcount/picture.py'),
+                                    'bloodcount.picture._at_scale': ('picture.html#_at_scale', 'bloodcount/picture.py'),
                                     'bloodcount.picture._find': ('picture.html#_find', 'bloodcount/picture.py'),
                                     'bloodcount.picture._hear': ('picture.html#_hear', 'bloodcount/picture.py'),
                                     'bloodcount.picture._load': ('picture.html#_load', 'bloodcount/picture.py'),

@@ -178,20 +178,17 @@ def count_command(
 ) -> None:
     """Count the cells of each image.
 
-    Writes OUT/counts.csv (a row for each image and cell type), OUT/cells.csv (a row for each
-    cell), OUT/overlays (the images with their cells drawn on them) and OUT/labels (a label image
-    for each cell type). Each image is on disk as soon as it is counted; the same command goes on
-    where it was stopped, and another one adds its rows.
+    Writes counts.csv (a row for each image and cell type), cells.csv (a row for each cell), and
+    pictures and label images of the cells. Run it again to go on after a break.
     """
-    known_profile(profile)
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
     from bloodcount import batch, results
 
     results.pool_of("", pool)
     output = batch.Output(out, overlays, named_exports(roi=roi, geojson=geojson, coco=coco))
-    asked = {"network": network, "weights": weights, "profile": profile}
-    asked |= {"page": page, "border": border, "pixel_size": pixel_size}
-    plans = named_plans(cells, methods, scale=scale, diameter=diameter, **asked)
+    asked = {"network": network, "weights": weights, "border": border, "profile": profile}
+    asked |= {"pixel_size": pixel_size, "diameter": diameter}
+    plans = named_plans(cells, methods, page, scale, **asked)
     counts = count_images(paths, recursive, plans, output, overwrite, jobs, dask)
     say_results(counts, out, pool, as_json)
 

@@ -40,7 +40,7 @@ from .files import read_card
 from .images import open_picture
 from .quality import check, inside
 from .results import BORDERS, Result, by_rule, counted
-from .settings import CELLS, METHODS, NETWORKS, load_settings
+from .settings import CELLS, METHODS, NETWORKS, known_profile, load_settings
 from .source import digest
 
 # %% ../nbs/11_picture.ipynb #f56ed241
@@ -73,6 +73,7 @@ class CountPlan:
     def __post_init__(self) -> None:
         for cell in self.cells:
             known_name("--cell", cell, CELLS)
+        known_profile(self.profile)
         known = {"method": METHODS, "network": [*NETWORKS, STARS], "border": BORDERS}
         for key, names in known.items():
             if value := getattr(self, key):
@@ -123,27 +124,32 @@ class LazyFinder:
         pixel_size: float | None,  # um
     ) -> tuple[Finder, float | None, str]:
         "A finder for the magnification of an image, the size of its picture over the image's, and why that is not sure."
-        stars = self.network == STARS
-        if not stars and plan.scale is None and plan.diameter is None:
-            return self, None, ""
-        from bloodcount.scale import ZOOMS, resized_find
+        return _at_scale(self, image, plan, pixel_size)
 
-        # The size of the cells is found by the star network, whichever network counts
-        finder = _loaded(self if stars else LazyFinder(CELLS, STARS, OURS[0], "", self.profile))
-        factor = None if plan.scale == "auto" else plan.scale
-        known = {"um_per_px": pixel_size, "diameter": plan.diameter, "factor": factor}
-        scale = once(
-            ("scale", finder.weights, *known.values()),
-            image,
-            lambda: dataclasses.replace(finder, **known).scale(image),
-        )
-        doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
-        if stars:
-            zoom = scale.zoom(finder.stars.diameter)
-            return functools.partial(finder, scale=scale), round(float(zoom), 3), doubt
-        # The paper's networks know the same smears, at their full size
-        zoom = float(np.clip(scale.zoom(finder.native), *ZOOMS))
-        return functools.partial(resized_find, self, zoom), round(zoom, 3), doubt
+# %% ../nbs/11_picture.ipynb #6bd70b4f
+def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: float | None):
+    "As `LazyFinder.at_scale`."
+    stars = lazy.network == STARS
+    if not stars and plan.scale is None and plan.diameter is None:
+        return lazy, None, ""
+    from bloodcount.scale import ZOOMS, resized_find
+
+    # The size of the cells is found by the star network, whichever network counts
+    finder = _loaded(lazy if stars else LazyFinder(CELLS, STARS, OURS[0], "", lazy.profile))
+    factor = None if plan.scale == "auto" else plan.scale
+    known = {"um_per_px": pixel_size, "diameter": plan.diameter, "factor": factor}
+    scale = once(
+        ("scale", finder.weights, *known.values()),
+        image,
+        lambda: dataclasses.replace(finder, **known).scale(image),
+    )
+    doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
+    if stars:
+        zoom = scale.zoom(finder.stars.diameter)
+        return functools.partial(finder, scale=scale), round(float(zoom), 3), doubt
+    # The paper's networks know the same smears, at their full size
+    zoom = float(np.clip(scale.zoom(finder.native), *ZOOMS))
+    return functools.partial(resized_find, lazy, zoom), round(zoom, 3), doubt
 
 # %% ../nbs/11_picture.ipynb #6c03dd2a
 def strange_size(
