@@ -1718,6 +1718,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._pixels_told': ( 'studies/training.html#_pixels_told',
                                                                                            'bloodcount/studies/training.py'),
+                                             'bloodcount.studies.training._place': ( 'studies/training.html#_place',
+                                                                                     'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._printed_loss': ( 'studies/training.html#_printed_loss',
                                                                                             'bloodcount/studies/training.py'),
                                              'bloodcount.studies.training._scored_on': ( 'studies/training.html#_scored_on',

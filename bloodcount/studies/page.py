@@ -90,7 +90,7 @@ _BEYOND = {  # What the paper leaves out
 # %% ../../nbs/studies/22_page.ipynb #30036333
 _SUPPLEMENT = {  # For who wants to look a number up
     "table_training": ("06_training", "What was trained, and for how long"),
-    "figure_training": ("06_training", "Learning curve of the red cells' network"),
+    "figure_training": ("06_training", "Learning curves"),
     "table_segnet": ("06_training", "SegNet: are the pixels right?"),
     "table_contacts": ("09_overlap", "Overlap: how red cells touch"),
     "table_neighbours": ("09_overlap", "Overlap: which red cells are found, by neighbours"),

@@ -341,10 +341,17 @@ def recipe_title(cell: str, recipe: str) -> str:
     return "as the paper" if (recipe == "as_paper" and cell != "rbc") else RECIPE_TITLES[recipe]
 
 
+def _place(folder: Path) -> tuple[int, int, int]:
+    "Where a record stands among the others: by network, then by recipe."
+    card = read_card(folder)
+    places = list(NETWORK_TITLES).index(card["network"]), list(RECIPE_TITLES).index(card["recipe"])
+    return *places, card["seed"]
+
+
 def records() -> list[Path]:
-    "The folders of all that was trained and kept."
+    "The folders of all that was trained and kept; what the tables and the package use first."
     folders = [root / name for root in (SHIPPED, SEGNET_MASKS) for name in CELLS]
-    folders += sorted(path.parent for path in RECORDS.glob("*/card.json"))
+    folders += sorted((path.parent for path in RECORDS.glob("*/card.json")), key=_place)
     return [folder for folder in folders if read_card(folder) is not None]
 
 
