@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_counted', 'counts_text', 'hit', 'Editor', 'Drawing',
-           'Widgets', 'Page', 'serve']
+           'Widgets', 'ways_to_count', 'Page', 'serve']
 
 # %% ../nbs/12_app.ipynb #6d375110
 import base64
@@ -34,7 +34,7 @@ from .drawing import CELL_COLOURS, CELL_TITLES
 from .errors import BloodcountError, InputError, RunError
 from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
-from .picture import CountPlan, finder_of, look_at
+from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
 from .results import Result, cell_table, counted, pick
 
 # %% ../nbs/12_app.ipynb #81d74ae7
@@ -320,12 +320,14 @@ class Widgets:
         self,
         kinds: Sequence[str],  # Cell types
         path: str,  # Of a folder of images, or an image
+        ways: Mapping[str, CountPlan],  # By what they are called; the first is chosen
     ) -> None:
         import panel as pn
 
         titles = {CELL_TITLES[cell]: cell for cell in kinds}
         self.path = pn.widgets.TextInput(label="File or folder", value=path)
         self.image = pn.widgets.Select(label="Image", options=[])
+        self.way = pn.widgets.Select(label="Counted by", options=dict(ways), visible=len(ways) > 1)
         self.button = pn.widgets.Button(label="Count", color="primary")
         self.mode = pn.widgets.RadioButtonGroup(label="A click", options=["look", "add", "remove"])
         self.cell = pn.widgets.Select(label="Cell to add", options=titles)
@@ -343,11 +345,25 @@ class Widgets:
         import panel as pn
 
         tools = pn.Column(
-            self.path, self.image, self.button, self.counts, pn.pane.Markdown("**Layers**"),
+            self.path, self.image, self.way, self.button, self.counts, pn.pane.Markdown("**Layers**"),
             self.layers, pn.pane.Markdown("**A click**"), self.mode, self.cell,
             pn.Row(self.undo, self.save), self.said, width=320,
         )  # fmt: skip
         return pn.Row(tools, self._pane)
+
+# %% ../nbs/12_app.ipynb #87734f3f
+def ways_to_count(
+    plan: CountPlan,  # What is asked for
+) -> dict[str, CountPlan]:
+    "What a person can choose among, by what it is called; what is asked for comes first."
+    same = dataclasses.replace(plan, network="", method="", scale=None, diameter=None)
+    ways = {
+        "the paper's networks: smears like ALL-IDB1": dataclasses.replace(same, weights=OURS[0]),
+        "the star network: other microscopes": dataclasses.replace(same, weights=ELSEWHERE),
+    }
+    if plan not in ways.values():
+        return {f"as asked: {plan.network or plan.weights}": plan} | ways
+    return dict(sorted(ways.items(), key=lambda way: way[1] != plan))
 
 # %% ../nbs/12_app.ipynb #bf0b5115
 class Page(Widgets):
@@ -360,8 +376,10 @@ class Page(Widgets):
         plan: CountPlan | None = None,
         finder: Callable | None = None,  # What counts; the plan's own if None
     ) -> None:
-        self.plan, self.finder, self.out = plan or CountPlan(), finder, out
-        super().__init__(self.plan.cells, str(folder))
+        plan = plan or CountPlan()
+        self.finder, self.out = finder, out
+        ways = {"a finder of its own": plan} if finder else ways_to_count(plan)
+        super().__init__(plan.cells, str(folder), ways)
         self.editor: Editor | None = None  # Of the image that was counted last
         self.clicked = (np.inf, np.inf)  # Row and col of the last click, px
         _connect(self)
@@ -429,7 +447,7 @@ def _count(page: Page) -> None:
     page.button.disabled, page.button.label = True, "Counting ..."
     try:
         out = Path(page.out) if page.out else Path(path).parent / "counted"
-        page.editor = Editor(open_counted(path, out, page.plan, page.finder))
+        page.editor = Editor(open_counted(path, out, page.way.value, page.finder))
     finally:
         page.button.disabled, page.button.label = False, "Count"
     result = page.editor.opened.result
@@ -465,7 +483,8 @@ def serve(
     out: str | Path | None = None,  # Folder of the results; `counted` beside the images if None
     port: int = 0,  # 0 takes any that is free
     show: bool = True,  # Open a browser
-    finder: Callable | None = None,  # What counts; the network of the package if None
+    plan: CountPlan | None = None,
+    finder: Callable | None = None,  # What counts; the plan's own if None
 ) -> None:
     "Serve the page to this machine only, until it is stopped; raises `RunError` if the port is taken."
     import socket
@@ -482,7 +501,7 @@ def serve(
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", flush=True)
     pn.extension()
     pn.serve(
-        {"/": lambda: Page(folder, out, finder=finder).layout()},
+        {"/": lambda: Page(folder, out, plan, finder).layout()},
         address="127.0.0.1", port=port, show=show, title="bloodcount", verbose=False,
         websocket_origin=[f"127.0.0.1:{port}", f"localhost:{port}"],
     )  # fmt: skip

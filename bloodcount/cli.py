@@ -273,13 +273,17 @@ def app_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the results; else FOLDER/counted.")
     ] = None,
+    weights: Weights = "bloodcount",
     port: Annotated[int, typer.Option(min=0, help="0 takes any that is free.")] = 0,
     show: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     "Count and correct in a browser; the page is served to this machine only."
     from bloodcount.app import serve
+    from bloodcount.picture import CountPlan, finder_of
 
-    serve(folder, out or folder / "counted", port, show)
+    plan = CountPlan(named_cells([], weights), weights=weights)
+    finder_of(plan)  # Wrong weights are told now, not in the browser
+    serve(folder, out or folder / "counted", port, show, plan)
 
 # %% ../nbs/12_cli.ipynb #40224153
 @app.command()

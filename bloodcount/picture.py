@@ -277,7 +277,7 @@ def about(finder: Any, cell: str) -> dict[str, str]:
 
 def settings_name(plan: CountPlan, finder: Any) -> str:  # 12 hexadecimal digits
     "A short name for all that the counts of an image depend on, whichever cell types are asked for."
-    same = dataclasses.replace(plan, cells=(), profile="", network="")
+    same = dataclasses.replace(plan, cells=(), profile="paper", network="")
     knows = CELLS if isinstance(finder, LazyFinder) and plan.weights in OURS else plan.cells
     return digest(same, *(sorted(about(finder, cell).items()) for cell in knows))
 

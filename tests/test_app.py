@@ -16,6 +16,7 @@ import roifile
 from fake_finder import Darkness
 from PIL import Image
 
+from bloodcount import app
 from bloodcount.app import Correction, Page, corrected, open_counted
 from bloodcount.batch import STORE
 from bloodcount.counting import cells_from_labels
@@ -87,6 +88,21 @@ def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears
     (smears / "a.png").write_text("no picture any more")
     page.button.clicks += 1
     assert "a.png" in page.said.object and not page.button.disabled
+
+
+def test_a_person_chooses_what_counts(tmp_path, smears, monkeypatch):
+    asked = []
+    monkeypatch.setattr(app, "finder_of", lambda plan: asked.append(plan.weights) or Darkness())
+    page = Page(smears, tmp_path / "out")
+    ours, star = page.way.options.values()
+    assert page.way.value is ours and (ours.weights, star.weights) == ("bloodcount", "elsewhere")
+    page.button.clicks += 1
+    page.way.value = star
+    page.button.clicks += 1
+    assert asked == ["bloodcount", "elsewhere"]
+    assert next(iter(app.ways_to_count(star).values())) == star
+    own = CountPlan(("rbc",), weights="bloodcount", method="cht")
+    assert list(app.ways_to_count(own).values())[0] == own and len(app.ways_to_count(own)) == 3
 
 
 @pytest.fixture
