@@ -354,8 +354,11 @@ class Widgets:
 # %% ../nbs/12_app.ipynb #87734f3f
 def ways_to_count(
     plan: CountPlan,  # What is asked for
+    finder: Callable | None = None,  # Then there is no choice
 ) -> dict[str, CountPlan]:
     "What a person can choose among, by what it is called; what is asked for comes first."
+    if finder:
+        return {"a finder of its own": plan}
     same = dataclasses.replace(plan, network="", method="", scale=None, diameter=None)
     ways = {
         "the paper's networks: smears like ALL-IDB1": dataclasses.replace(same, weights=OURS[0]),
@@ -378,8 +381,7 @@ class Page(Widgets):
     ) -> None:
         plan = plan or CountPlan()
         self.finder, self.out = finder, out
-        ways = {"a finder of its own": plan} if finder else ways_to_count(plan)
-        super().__init__(plan.cells, str(folder), ways)
+        super().__init__(plan.cells, str(folder), ways_to_count(plan, finder))
         self.editor: Editor | None = None  # Of the image that was counted last
         self.clicked = (np.inf, np.inf)  # Row and col of the last click, px
         _connect(self)
