@@ -143,7 +143,10 @@ def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: 
         image,
         lambda: dataclasses.replace(finder, **known).scale(image),
     )
-    doubt = "" if scale.sure else one_line(f"The scale is not sure: {scale.why}.")
+    why = (
+        f"The scale is not sure: {scale.why}; if you know how wide a red cell is, pass --diameter."
+    )
+    doubt = "" if scale.sure else one_line(why)
     if stars:
         zoom = scale.zoom(finder.stars.diameter)
         return functools.partial(finder, scale=scale), round(float(zoom), 3), doubt
