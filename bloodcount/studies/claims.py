@@ -47,6 +47,11 @@ def _counting(says: str, model: str, cell: str, method: str, images: str) -> Cla
     table = table_of("counting", f"{cell}_count")
     return Claim(says, table, model, cell, "count_accuracy", images, method)
 
+
+def _gained(map_: str) -> Claim:
+    says = f"Dice that transfer learning adds on the red cells' {map_}"
+    return Claim(says, "transfer", "do_unet", "rbc", "dice", "test", map=map_)
+
 # %% ../../nbs/studies/14_claims.ipynb #5637edff
 CLAIMS = (
     _counting("red cells counted", "do_unet", "rbc", "cht", "all13"),
@@ -62,6 +67,8 @@ CLAIMS = (
     Claim(
         "Dice of the red cells' edge", "tile_pixels", "do_unet", "rbc", "dice", "test", map="edge"
     ),
+    _gained("mask"),
+    _gained("edge"),
     Claim(
         "SegNet's accuracy on the red cells' mask",
         "pixels",
