@@ -66,8 +66,9 @@ SAID = {
     "06_training": {
         "0.02": lambda: SAME_IMAGES / 100,
         "0.002": lambda: abs(gained("edge")["value"]),
-        "0.055": lambda: gained("edge")["paper"],
-        "0.123": lambda: gained("mask")["paper"],
+        "0.054": lambda: gained("edge")["paper"],
+        "0.122": lambda: gained("mask")["paper"],
+        "0.830": lambda: one(published(), recipe="model_a", map="mask", quantity="dice"),
     },
     "11_magnification": {"1.4": lambda: 1.4},  # A scale of the study
     "12_errata": {
