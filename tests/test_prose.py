@@ -69,6 +69,14 @@ SAID = {
         "0.054": lambda: gained("edge")["paper"],
         "0.122": lambda: gained("mask")["paper"],
         "0.830": lambda: one(published(), recipe="model_a", map="mask", quantity="dice"),
+        "0.968": lambda: one(
+            RESULTS,
+            table="tile_pixels",
+            recipe="model_a",
+            map="mask",
+            quantity="dice",
+            images="test",
+        ),
     },
     "11_magnification": {"1.4": lambda: 1.4},  # A scale of the study
     "12_errata": {
