@@ -194,22 +194,32 @@ def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
 FOLDED = 12  # Tables of more rows open by a click
 
 
-def _shown_table(text: str) -> str:
+def _shown_table(text: str, explained: bool) -> str:
     "A table as `write_table` writes it: without its source, which is that of the page, and folded if it is long."
     caption, _, rest = text.partition("\n\n")
     table = rest.rpartition("\n\n")[0]
     rows = max(table.count("\n") - 1, 0)
-    notes = [f"{mark} {note}" for mark, note in FOOTNOTES.items() if mark in table]
+    marks = [mark for mark in FOOTNOTES if mark in table]
+    notes = [f"{mark} {FOOTNOTES[mark]}" for mark in marks]
+    if explained and marks:  # At the top of the page
+        title = SUMMARIES[next(iter(SUMMARIES))][0]
+        notes = [f"{', '.join(marks)}: see [{title}](#{_anchor(title)})."]
     if rows > FOLDED:
         table = f"<details><summary>The table, {rows} rows</summary>\n\n{table}\n\n</details>"
     return "\n\n".join([caption, table, *notes]) + "\n"
 
 
-def _item(figures: Path, artefact: str, title: str, notebook: str = "") -> list[str]:
+def _item(
+    figures: Path,
+    artefact: str,
+    title: str,
+    notebook: str = "",
+    explained: bool = True,  # Whether the marks in its table are explained above
+) -> list[str]:
     "An artefact on the page: its title, itself, and where it comes from."
     table, figure = figures / f"{artefact}.md", figures / f"{artefact}.png"
     shown = f"![{title}]({figure.name})\n" if figure.exists() else "Not made yet.\n"
-    there = _shown_table(table.read_text(encoding="utf-8")) if table.exists() else shown
+    there = _shown_table(table.read_text(encoding="utf-8"), explained) if table.exists() else shown
     lines = [f"### {title}\n", there]
     if notebook:
         link = Path(os.path.relpath(PAPER_NOTEBOOKS / f"{notebook}.ipynb", figures)).as_posix()
@@ -228,7 +238,7 @@ def results_page(
 ) -> str:
     "Every artefact that is there, as Markdown; also as README.md in the folder."
     first, *others = SUMMARIES
-    verdicts = _item(figures, first, SUMMARIES[first][0])
+    verdicts = _item(figures, first, SUMMARIES[first][0], explained=False)
     lines = ["# Figures and tables\n", verdicts[0].removeprefix("#"), *verdicts[1:], f"{about}\n"]
     for section, artefacts in SECTIONS.items():
         lines.append(
