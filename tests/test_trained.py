@@ -122,3 +122,19 @@ def test_a_runner_sees_the_steps(monkeypatch, tmp_path):
         assert (bar.n, bar.total, bar.unit) == (20, 40, "step")
         bar.update(20)
     assert "40/40" in (tmp_path / "bars").read_text() and "step" in (tmp_path / "bars").read_text()
+
+
+def test_what_transfer_learning_adds_is_b_less_a_over_the_seeds(settings, tmp_path):
+    run = protocol.Run(settings, protocol.sample_data(settings), "bloodcount", 0, tmp_path)
+    same = {"model": "do_unet", "weights": "bloodcount", "cell": "rbc", "map": "edge", "n": 3.0}
+    same |= {"table": "tile_pixels", "quantity": "dice", "images": "test"}
+    rows = [
+        same | {"recipe": recipe, "value": value, "paper": paper}
+        for recipe, value, paper in (
+            ("model_a", 0.3, 0.36), ("model_a", 0.4, 0.36), ("model_b", 0.5, 0.41), ("best", 0.9, 0.41)
+        )
+    ]  # fmt: skip
+    told = training.transfer_results(run, pd.DataFrame(rows)).iloc[0]
+    assert told["value"] == pytest.approx(0.15) and told["paper"] == pytest.approx(0.05)
+    assert (told["table"], told["map"], told["recipe"]) == ("transfer", "edge", "")
+    assert training.transfer_results(run, pd.DataFrame(rows[:2])).empty
