@@ -194,16 +194,15 @@ def write_summaries(figures: Path, results: pd.DataFrame, about: str) -> None:
 FOLDED = 12  # Tables of more rows open by a click
 
 
-def _shown_table(text: str, explained: bool) -> str:
+def _shown_table(text: str, linked: bool) -> str:
     "A table as `write_table` writes it: without its source, which is that of the page, and folded if it is long."
     caption, _, rest = text.partition("\n\n")
     table = rest.rpartition("\n\n")[0]
     rows = max(table.count("\n") - 1, 0)
-    marks = [mark for mark in FOOTNOTES if mark in table]
-    notes = [f"{mark} {FOOTNOTES[mark]}" for mark in marks]
-    if explained and marks:  # At the top of the page
+    marks, notes = ", ".join(mark for mark in FOOTNOTES if mark in table), []
+    if linked and marks:
         title = SUMMARIES[next(iter(SUMMARIES))][0]
-        notes = [f"{', '.join(marks)}: see [{title}](#{_anchor(title)})."]
+        notes = [f"{marks}: see [{title}](#{_anchor(title)})."]
     if rows > FOLDED:
         table = f"<details><summary>The table, {rows} rows</summary>\n\n{table}\n\n</details>"
     return "\n\n".join([caption, table, *notes]) + "\n"
@@ -214,12 +213,12 @@ def _item(
     artefact: str,
     title: str,
     notebook: str = "",
-    explained: bool = True,  # Whether the marks in its table are explained above
+    linked: bool = True,  # Whether the marks in its table link to what explains them
 ) -> list[str]:
     "An artefact on the page: its title, itself, and where it comes from."
     table, figure = figures / f"{artefact}.md", figures / f"{artefact}.png"
     shown = f"![{title}]({figure.name})\n" if figure.exists() else "Not made yet.\n"
-    there = _shown_table(table.read_text(encoding="utf-8"), explained) if table.exists() else shown
+    there = _shown_table(table.read_text(encoding="utf-8"), linked) if table.exists() else shown
     lines = [f"### {title}\n", there]
     if notebook:
         link = Path(os.path.relpath(PAPER_NOTEBOOKS / f"{notebook}.ipynb", figures)).as_posix()
@@ -238,7 +237,8 @@ def results_page(
 ) -> str:
     "Every artefact that is there, as Markdown; also as README.md in the folder."
     first, *others = SUMMARIES
-    verdicts = _item(figures, first, SUMMARIES[first][0], explained=False)
+    verdicts = _item(figures, first, SUMMARIES[first][0], linked=False)
+    verdicts += [f"{mark} {note}\n" for mark, note in FOOTNOTES.items()]
     lines = ["# Figures and tables\n", verdicts[0].removeprefix("#"), *verdicts[1:], f"{about}\n"]
     for section, artefacts in SECTIONS.items():
         lines.append(
