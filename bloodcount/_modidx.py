@@ -458,6 +458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bloodcount.picture.listening': ('picture.html#listening', 'bloodcount/picture.py'),
                                     'bloodcount.picture.look_at': ('picture.html#look_at', 'bloodcount/picture.py'),
                                     'bloodcount.picture.settings_name': ('picture.html#settings_name', 'bloodcount/picture.py'),
+                                    'bloodcount.picture.strange_colours': ('picture.html#strange_colours', 'bloodcount/picture.py'),
                                     'bloodcount.picture.strange_size': ('picture.html#strange_size', 'bloodcount/picture.py'),
                                     'bloodcount.picture.why': ('picture.html#why', 'bloodcount/picture.py')},
             'bloodcount.quality': { 'bloodcount.quality.Checks': ('quality.html#checks', 'bloodcount/quality.py'),

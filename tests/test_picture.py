@@ -89,6 +89,19 @@ def test_a_size_that_cannot_be_is_refused(size, said):
         CountPlan(**size)
 
 
+def test_white_cells_that_are_red_ones_too_are_doubtful():
+    paper = LazyFinder(("rbc", "wbc"), "", "bloodcount", "", "paper")
+    star = dataclasses.replace(paper, network="stardist")
+    places = np.array([[40, 40], [40, 140], [140, 40], [140, 140]])
+    red = cells_from_discs(places, np.full(4, 20), (200, 200))
+    beside = cells_from_discs(places + 45, np.full(4, 20), (200, 200))
+    said = picture.strange_colours(paper, {"rbc": red, "wbc": red})
+    assert said.startswith("4 of 4 white cells lie on red ones") and "elsewhere" in said
+    assert not picture.strange_colours(paper, {"rbc": red, "wbc": beside})
+    assert not picture.strange_colours(paper, {"wbc": red})
+    assert not picture.strange_colours(star, {"rbc": red, "wbc": red})
+
+
 def test_a_grey_picture_is_told_once():
     row = count(SMEAR.image.mean(axis=2).astype(np.uint8), "rbc", finder=_dark).rows[0]
     said = f"{row['reason']} {row['warnings']}".lower()
