@@ -33,6 +33,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'bloodcount.app._connect': ('app.html#_connect', 'bloodcount/app.py'),
                                 'bloodcount.app._count': ('app.html#_count', 'bloodcount/app.py'),
                                 'bloodcount.app._empty_figure': ('app.html#_empty_figure', 'bloodcount/app.py'),
+                                'bloodcount.app._in_turn': ('app.html#_in_turn', 'bloodcount/app.py'),
                                 'bloodcount.app._list_images': ('app.html#_list_images', 'bloodcount/app.py'),
                                 'bloodcount.app._polygons': ('app.html#_polygons', 'bloodcount/app.py'),
                                 'bloodcount.app._save': ('app.html#_save', 'bloodcount/app.py'),

@@ -284,22 +284,43 @@ class Drawing:
     def show_image(self, image: np.ndarray) -> None:  # image: (H, W, 3) uint8 RGB
         "Another picture, fitted into the figure."
         height, width = image.shape[:2]
-        self._picture.data = {"url": [_as_url(image)], "w": [width], "h": [height]}
-        self.figure.x_range.update(start=0, end=width)
-        self.figure.y_range.update(start=height, end=0)
-        self.figure.height = round(min(900, max(300, 900 * height / width)))
+        data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+
+        def show() -> None:
+            self._picture.data = data
+            self.figure.x_range.update(start=0, end=width)
+            self.figure.y_range.update(start=height, end=0)
+            self.figure.height = round(min(900, max(300, 900 * height / width)))
+
+        _in_turn(show)
 
     def show_cells(self, cells: Mapping[str, Cells]) -> None:
         "The outlines of cells, by type."
-        for cell, those in cells.items():
-            self._outlines[cell].data = _polygons(those)
+        data = {cell: _polygons(those) for cell, those in cells.items()}
+
+        def show() -> None:
+            for cell, polygons in data.items():
+                self._outlines[cell].data = polygons
+
+        _in_turn(show)
 
     def show_layers(self, kinds: Sequence[str]) -> None:
         "The outlines of some types only."
-        for cell, lines in self._lines.items():
-            lines.visible = cell in kinds
+
+        def show() -> None:
+            for cell, lines in self._lines.items():
+                lines.visible = cell in kinds
+
+        _in_turn(show)
 
 # %% ../nbs/12_app.ipynb #63046f95
+def _in_turn(change: Callable[[], None]) -> None:
+    "Change what Bokeh draws when its turn comes: a click from before the page has loaded holds no lock."
+    import panel as pn
+
+    pn.state.execute(change, schedule=True)
+
+
 def _empty_figure() -> Any:
     from bokeh.models import Range1d
     from bokeh.plotting import figure
