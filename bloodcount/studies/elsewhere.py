@@ -398,7 +398,7 @@ _COLUMNS = {
     "split, %": ("rbc", "split_share", 100),
     "red cells, bias, %": ("rbc", "bias", 1),
     "white cells found, %": ("wbc", "found_share", 100),
-    "fields with the right number, %": ("wbc", "right_share", 100),
+    "white cells right, % of fields": ("wbc", "right_share", 100),
     "platelets found, %": ("plt", "found_share", 100),
     "platelets, F1": ("plt", "f1_marks", 1),
 }

@@ -28,9 +28,9 @@ from .results import images_title, network_title, value_of
 COUNTING = ["model", "weights", "recipe", "cell", "counting", "method"]
 # What was decided after errors on test images had been seen (nbs/paper/03_wbc.ipynb); `write_table` explains the marks.
 FOOTNOTES = {
-    "†": "decided after errors on test images had been seen: to draw white cells into its training images; and three "
-    "generations of its weights were scored on test images.",
-    "‡": "`at_least_one`, a rule of the counter that tuning may choose, was found after errors on test images had been seen.",
+    "†": "after errors on test images had been seen, drawn white cells were added to this network's training images; "
+    "and three generations of its weights were scored on test images.",
+    "‡": "the rule `at_least_one`, which tuning may choose for this counter, was found after errors on test images had been seen.",
 }
 
 
