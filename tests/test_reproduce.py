@@ -142,10 +142,13 @@ def test_what_has_changed_is_done_again(smoke, tmp_path, monkeypatch):
     index.write_text(index.read_text().replace(",1712,", ",1713,"))
     other = dataclasses.replace(smoke, data=DataSet(smoke.data.root))
     assert not done(other, "01_whole") and done(smoke, "01_whole")
-    for name in ("PROJECT", "SHIPPED", "SEGNET_MASKS"):
+    for name in ("PROJECT", *reproduce.HOMES):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         with monkeypatch.context() as patch:
-            patch.setattr(reproduce, name, tmp_path / "elsewhere")
+            if name == "PROJECT":
+                patch.setattr(reproduce, name, tmp_path / "elsewhere")
+            else:
+                patch.setitem(reproduce.HOMES, name, tmp_path / "elsewhere")
             assert not done(smoke, "01_whole"), f"{name} holds other numbers"
     assert done(smoke, "01_whole")
     write_notebook("01_whole", ANSWER, "pass")
@@ -231,7 +234,7 @@ def test_a_long_table_is_folded_and_keeps_its_footnotes(official, rows):
     write_table(official.figures / "table_1", table, "A caption.", "profile paper, data 0123")
     text = page.results_page(official.figures, "Of some data.")
     assert (f"<summary>The table, {rows} rows</summary>" in text) == (rows > page.FOLDED)
-    assert text.count("| Watershed‡") == rows and text.count("\n‡ `at_least_one`") == 1
+    assert text.count("| Watershed‡") == rows and text.count("\n‡ the rule `at_least_one`") == 1
     assert "data 0123" not in text and text.count("Of some data.") == 1
 
 

@@ -202,9 +202,9 @@ def test_only_the_real_images_are_published(settings, ran):
 
 
 def test_publishing_replaces_what_was_trained_and_nothing_else(tmp_path, monkeypatch):
-    homes = {"SHIPPED": "own", "SEGNET_MASKS": "masks", "PROJECT": "project"}
+    homes = {"weights": "own", "segnet": "masks", "trained": "records"}
     for name, place in homes.items():
-        monkeypatch.setattr(module, name, tmp_path / place)
+        monkeypatch.setitem(module.HOMES, name, tmp_path / place)
     for path in (
         "own/rbc/weights.npz",
         "own/rbc/stale.txt",
@@ -223,7 +223,7 @@ def test_publishing_replaces_what_was_trained_and_nothing_else(tmp_path, monkeyp
     }
     assert there == {
         "own/rbc/card.json": "new", "own/rbc/weights.npz": "new", "own/wbc/weights.npz": "old",
-        "masks/wbc/card.json": "old", "project/data/trained/a-0/card.json": "new",
+        "masks/wbc/card.json": "old", "records/a-0/card.json": "new",
     }  # fmt: skip
 
 

@@ -24,14 +24,15 @@ from tabulate import tabulate
 from ..data import DataSet
 from ..errors import InputError, RunError, SettingsError
 from ..fetch import authors
-from ..files import copy_file, read_card, sha256, writable
+from ..files import copy_file, read_card, replacing, sha256, writable
 from ..segmentation import SHIPPED
-from ..settings import CELLS, PROJECT, Settings, load_settings
+from ..settings import CELLS, Settings, load_settings
 from ..source import digest
 from ..stars import STAR_WEIGHTS
 from .parameters import check_parameters
 from .protocol import SEGNET_MASKS, run_data
 from bloodcount.studies.reproduce import (
+    HOMES,
     Reproduction,
     environment_of,
     known_notebooks,
@@ -171,8 +172,7 @@ def seconds_per_step(training: AnyTraining) -> float | None:
     if training.network == StarTraining.network:
         return None
     like = json.loads(json.dumps(dataclasses.asdict(training.chosen[2])))
-    homes = [training.folder.parent, PROJECT / "data" / "trained", SHIPPED, SEGNET_MASKS]
-    for home in homes:
+    for home in (training.folder.parent, *HOMES.values()):
         for path in sorted(home.glob("*/card.json"), key=lambda p: -p.stat().st_mtime):
             card = read_card(path.parent)
             if card["network"] == training.network and card["settings"]["train"] == like:
@@ -355,10 +355,9 @@ def times_text(chosen: list[AnyTraining]) -> str:
 
 def publish_networks(models: Path) -> None:
     "Replace the project's own networks, masks and records by those of a run."
-    targets = {"weights": SHIPPED, "segnet": SEGNET_MASKS, "trained": PROJECT / "data" / "trained"}
-    for name, target in targets.items():
+    for name, target in HOMES.items():
         for folder in sorted(path.parent for path in (models / name).rglob("card.json")):
             place = target / folder.relative_to(models / name)
-            if place.exists():
-                shutil.rmtree(place)
-            shutil.copytree(folder, place)
+            with replacing(place) as part:
+                shutil.copytree(folder, part)
+                shutil.rmtree(place, ignore_errors=True)

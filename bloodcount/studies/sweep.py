@@ -27,11 +27,10 @@ from ..cache import environment
 from ..data import real_data
 from ..errors import InputError
 from ..files import sha256, writable, write_text
-from ..segmentation import SHIPPED
 from ..settings import PROFILES, PROJECT, load_settings
 from ..source import code_digest, digest
 from .parameters import check_parameters
-from .protocol import SEGNET_MASKS
+from .reproduce import HOMES
 from bloodcount.studies.runner import (
     Job,
     Outcome,
@@ -128,7 +127,7 @@ def _inputs() -> tuple:
         data = real_data(load_settings()).fingerprint
     except InputError:
         data = ""
-    roots = SHIPPED, SEGNET_MASKS, PROJECT / "data" / "paper", PROJECT / "data" / "trained"
+    roots = PROJECT / "data" / "paper", *HOMES.values()
     files = (path for root in roots for path in sorted(root.rglob("*.*")) if path.is_file())
     checksums = [sha256(path) for path in files]
     return code_digest(), chosen, data, checksums, environment()["versions"]
