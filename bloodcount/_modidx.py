@@ -827,7 +827,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'bloodcount/studies/claims.py'),
                                            'bloodcount.studies.claims._counting': ( 'studies/claims.html#_counting',
                                                                                     'bloodcount/studies/claims.py'),
-                                           'bloodcount.studies.claims._gained': ( 'studies/claims.html#_gained',
+                                           'bloodcount.studies.claims._pixels': ( 'studies/claims.html#_pixels',
                                                                                   'bloodcount/studies/claims.py'),
                                            'bloodcount.studies.claims.claims_table': ( 'studies/claims.html#claims_table',
                                                                                        'bloodcount/studies/claims.py'),

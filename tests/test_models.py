@@ -39,7 +39,7 @@ def test_a_model_counts_with_its_own_parameters(tmp_path, smear):
     folder = tmp_path / "mine"
     shutil.copytree(SHIPPED / "rbc", folder)
     own = load_model("rbc", folder, SMOKE)
-    assert own.counting == load_model("rbc", settings=SMOKE).counting and own.recipe == "refined"
+    assert own.counting == load_model("rbc", settings=SMOKE).counting and own.recipe == "model_a"
     by_default = own.count(smear.image)
     assert abs(len(by_default) - smear.counts["rbc"]) <= 3
     assert len(own.count(smear.image, "cht")) != 0 and own.count(smear.image, "cht").labels.any()

@@ -32,15 +32,18 @@ class Claim:
     images: str
     method: str = ""
     map: str = ""
+    recipe: str = ""  # Of ours; the one that ships if empty
 
     def rows(self, results: pd.DataFrame, weights: str, counting: str) -> pd.DataFrame:
-        "The rows of one owner's network, with the recipe that ships where it is ours, counted in one way."
+        "The rows of one owner's network, with the claim's recipe where it is ours, counted in one way."
         same = (results["condition"] == "") & (results["weights"] == weights)
         same &= results["counting"].isin(["", counting])
         for column in ("table", "model", "cell", "method", "map"):
             same &= results[column] == getattr(self, column)
-        chosen = CHOSEN[self.model, self.cell] if weights == "bloodcount" else ""
-        return results[same & results["recipe"].isin(["", chosen])]
+        recipe = self.recipe or CHOSEN[self.model, self.cell]
+        return results[
+            same & results["recipe"].isin(["", recipe if weights == "bloodcount" else ""])
+        ]
 
 
 def _counting(says: str, model: str, cell: str, method: str, images: str) -> Claim:
@@ -48,9 +51,11 @@ def _counting(says: str, model: str, cell: str, method: str, images: str) -> Cla
     return Claim(says, table, model, cell, "count_accuracy", images, method)
 
 
-def _gained(map_: str) -> Claim:
-    says = f"Dice that transfer learning adds on the red cells' {map_}"
-    return Claim(says, "transfer", "do_unet", "rbc", "dice", "test", map=map_)
+def _pixels(says: str, table: str, model: str, map_: str, recipe: str = "") -> Claim:
+    quantity = says.partition(" ")[0].lower()
+    return Claim(
+        f"{says} red cells' {map_}", table, model, "rbc", quantity, "test", "", map_, recipe
+    )
 
 # %% ../../nbs/studies/14_claims.ipynb #5637edff
 CLAIMS = (
@@ -61,32 +66,12 @@ CLAIMS = (
     _counting("SegNet: red cells counted", "segnet", "rbc", "cht", "all13"),
     _counting("SegNet: white cells counted", "segnet", "wbc", "edt", "all13"),
     _counting("SegNet: platelets counted", "segnet", "plt", "ccl", "all13"),
-    Claim(
-        "Dice of the red cells' mask", "tile_pixels", "do_unet", "rbc", "dice", "test", map="mask"
-    ),
-    Claim(
-        "Dice of the red cells' edge", "tile_pixels", "do_unet", "rbc", "dice", "test", map="edge"
-    ),
-    _gained("mask"),
-    _gained("edge"),
-    Claim(
-        "SegNet's accuracy on the red cells' mask",
-        "pixels",
-        "segnet",
-        "rbc",
-        "accuracy",
-        "test",
-        map="mask",
-    ),
-    Claim(
-        "SegNet's accuracy on the red cells' edge",
-        "pixels",
-        "segnet",
-        "rbc",
-        "accuracy",
-        "test",
-        map="edge",
-    ),
+    _pixels("Dice of model B on the", "tile_pixels", "do_unet", "mask", "model_b"),
+    _pixels("Dice of model B on the", "tile_pixels", "do_unet", "edge", "model_b"),
+    _pixels("Dice that transfer learning adds on the", "transfer", "do_unet", "mask"),
+    _pixels("Dice that transfer learning adds on the", "transfer", "do_unet", "edge"),
+    _pixels("accuracy of SegNet on the", "pixels", "segnet", "mask"),
+    _pixels("accuracy of SegNet on the", "pixels", "segnet", "edge"),
 )
 
 # %% ../../nbs/studies/14_claims.ipynb #7a2b1368

@@ -110,7 +110,7 @@ def joined(run: Run, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 # %% ../../nbs/studies/01_results.ipynb #ce235b30
 # The recipe of the networks that come with the package, or whose masks are kept.
 CHOSEN = {("do_unet", c): "refined" for c in TRUTHS} | {("segnet", c): "best" for c in TRUTHS}
-CHOSEN["segnet", "rbc"] = "half"
+CHOSEN |= {("do_unet", "rbc"): "model_a", ("segnet", "rbc"): "half"}
 CHOSEN |= {("stardist", c): "stars" for c in TRUTHS}
 
 
