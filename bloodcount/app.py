@@ -9,6 +9,7 @@ __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_count
 # %% ../nbs/12_app.ipynb #6d375110
 import base64
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -259,6 +260,18 @@ class Editor:
         self.correction = self._before.pop()
         return True
 
+# %% ../nbs/12_app.ipynb #b1c4e7d2
+def _in_turn(change: Callable) -> Callable:
+    "Let a method change what Bokeh draws when its turn comes: a click from before the page has loaded holds no lock."
+
+    @functools.wraps(change)
+    def later(*arguments: Any) -> None:
+        import panel as pn
+
+        pn.state.execute(functools.partial(change, *arguments), schedule=True)
+
+    return later
+
 # %% ../nbs/12_app.ipynb #a0023ebf
 class Drawing:
     "A picture with the outlines of its cells, as Bokeh draws them."
@@ -273,54 +286,34 @@ class Drawing:
         self._picture = ColumnDataSource({"url": [], "w": [], "h": []})
         self.figure.image_url("url", 0, 0, "w", "h", source=self._picture, anchor="top_left")
         self._outlines = {cell: ColumnDataSource({"xs": [], "ys": []}) for cell in kinds}
-        options = {"line_width": 2, "fill_alpha": 0.0}
+        style = {"line_width": 2, "fill_alpha": 0.0}
         self._lines = {
-            cell: self.figure.patches(
-                "xs", "ys", source=s, line_color=CELL_COLOURS[cell], **options
-            )
-            for cell, s in self._outlines.items()
+            c: self.figure.patches("xs", "ys", source=s, line_color=CELL_COLOURS[c], **style)
+            for c, s in self._outlines.items()
         }
 
+    @_in_turn
     def show_image(self, image: np.ndarray) -> None:  # image: (H, W, 3) uint8 RGB
         "Another picture, fitted into the figure."
         height, width = image.shape[:2]
-        data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+        self._picture.data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+        self.figure.x_range.update(start=0, end=width)
+        self.figure.y_range.update(start=height, end=0)
+        self.figure.height = round(min(900, max(300, 900 * height / width)))
 
-        def show() -> None:
-            self._picture.data = data
-            self.figure.x_range.update(start=0, end=width)
-            self.figure.y_range.update(start=height, end=0)
-            self.figure.height = round(min(900, max(300, 900 * height / width)))
-
-        _in_turn(show)
-
+    @_in_turn
     def show_cells(self, cells: Mapping[str, Cells]) -> None:
-        "The outlines of cells, by type."
-        data = {cell: _polygons(those) for cell, those in cells.items()}
+        "The outlines of cells, by type; a type that is missing has none."
+        for cell, source in self._outlines.items():
+            source.data = _polygons(cells[cell]) if cell in cells else {"xs": [], "ys": []}
 
-        def show() -> None:
-            for cell, polygons in data.items():
-                self._outlines[cell].data = polygons
-
-        _in_turn(show)
-
+    @_in_turn
     def show_layers(self, kinds: Sequence[str]) -> None:
         "The outlines of some types only."
-
-        def show() -> None:
-            for cell, lines in self._lines.items():
-                lines.visible = cell in kinds
-
-        _in_turn(show)
+        for cell, lines in self._lines.items():
+            lines.visible = cell in kinds
 
 # %% ../nbs/12_app.ipynb #63046f95
-def _in_turn(change: Callable[[], None]) -> None:
-    "Change what Bokeh draws when its turn comes: a click from before the page has loaded holds no lock."
-    import panel as pn
-
-    pn.state.execute(change, schedule=True)
-
-
 def _empty_figure() -> Any:
     from bokeh.models import Range1d
     from bokeh.plotting import figure
@@ -481,6 +474,7 @@ def _count(page: Page) -> None:
 # %% ../nbs/12_app.ipynb #a17a1da9
 def _undo(page: Page) -> None:
     if page.editor and page.editor.undo():
+        page.said.object = "Not saved yet."
         page.show_cells()
 
 

@@ -225,8 +225,8 @@ def _load(lazy: LazyFinder) -> Any:
 # %% ../nbs/11_picture.ipynb #45143b23
 @functools.cache
 def _about(cell: str, weights: str, method: str, profile: str) -> dict[str, str]:
-    from bloodcount.models import counting_for, model_folder
-    from bloodcount.segmentation import authors_weights, trained_weights
+    from bloodcount.models import counting_for
+    from bloodcount.segmentation import authors_weights, model_folder, trained_weights
 
     settings, folder, network = load_settings(profile), model_folder(cell, weights), "do_unet"
     if weights == "authors":
