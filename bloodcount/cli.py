@@ -192,6 +192,8 @@ def count_command(
     pictures and label images of the cells. Run it again to go on after a break.
     """
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
+    if dask and jobs > 1:
+        raise SettingsError("--jobs is for this machine, --dask for a cluster: leave one out.")
     from bloodcount import batch, results
 
     results.pool_of("", pool)

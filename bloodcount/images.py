@@ -215,7 +215,7 @@ def _plausible(um: float | None) -> float | None:
 
 def _chosen(name: str, pictures: int, page: int | str | None) -> int:
     "Which of several pictures to read, from 0; raises `InputError`."
-    if page is None and pictures > 1:
+    if page in (None, "rgb") and pictures > 1:
         raise InputError(f"{name}: a stack of {pictures} pages; pass page=1 to {pictures}.")
     if page not in (None, "rgb") and not 1 <= page <= pictures:
         raise InputError(f"{name}: it has no page {page}; pages count from 1 to {pictures}.")

@@ -41,7 +41,11 @@ def _strip(
     end += int(np.argmin(np.append(share[end : end + 4] >= 0.6, False)))  # JPEG's blur of the rim
     rest = image if end >= len(flat) else _without(image, side, end)
     beside = np.median(rest[::8, ::8].reshape(-1, 3), axis=0)
+    # Of the background's colour, but flatter; an overexposed background is as flat in the middle
+    rows, cols = rest.shape[0] // 4, rest.shape[1] // 4
+    middle = rest[rows : len(rest) - rows : 8, cols : rest.shape[1] - cols : 8].astype(int)
     exact = np.abs(edge - colour).max(axis=1).mean() < 1 and end > 2
+    exact = exact and (np.abs(middle - colour).max(axis=2) <= 1).mean() < 0.35
     return end if np.abs(beside - colour).max() > 2 * _NEAR or exact else 0
 
 # %% ../nbs/09_quality.ipynb #17d1376a
