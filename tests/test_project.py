@@ -325,6 +325,24 @@ def test_dependency_has_a_reason_and_is_locked(requirement):
     assert versions and all(v in wanted.specifier for v in versions), "make lock"
 
 
+def test_what_is_imported_is_declared():
+    "Not only brought along by another package."
+    roots = set()
+    for path in (ROOT / "bloodcount").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT / "bloodcount").with_suffix("").parts)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        roots |= {name.split(".")[0] for name in imported(tree, module)}
+    roots -= {"bloodcount", *sys.stdlib_module_names}
+    declared = {canonicalize_name(Requirement(each).name) for each in requirements()}
+    brought_by = importlib.metadata.packages_distributions()
+    missing = [
+        root
+        for root in sorted(roots)
+        if not declared & {canonicalize_name(name) for name in brought_by.get(root, [root])}
+    ]
+    assert missing == []
+
+
 def test_lock_names_no_place_and_brings_no_other_framework():
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert not re.search(r"://|(?<!\w)/\w|^-", lock, re.M)
