@@ -9,6 +9,7 @@ __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_count
 # %% ../nbs/12_app.ipynb #6d375110
 import base64
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +21,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bloodcount.batch import (
-    CORRECTIONS,
-    Output,
-    Store,
-    count_files,
-    find_images,
-    jobs_of,
-    write_csv,
-)
+from .batch import CORRECTIONS, Output, count_files, find_images, jobs_of
 from .counting import Cells, cells_from_labels, discs
 from .drawing import CELL_COLOURS, CELL_TITLES
 from .errors import BloodcountError, InputError, RunError
@@ -36,6 +29,7 @@ from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
 from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
 from .results import Result, cell_table, counted, pick
+from .store import Store, write_csv
 
 # %% ../nbs/12_app.ipynb #81d74ae7
 USUAL = {"rbc": 36.0, "wbc": 60.0, "plt": 10.0}  # Radius of a cell in a field without any, px
@@ -71,6 +65,22 @@ def corrected(
     return {cell: _changed(cell, those, correction) for cell, those in cells.items()}
 
 # %% ../nbs/12_app.ipynb #f8f65cc5
+def _with_discs(kept: Cells, new: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    "The labels with a disc for each new centre; of the cell that lies under it, it takes what is nearer to it."
+    drawn, labels = discs(new, radii, kept.shape), kept.labels.copy()
+    for i, (row, col) in enumerate(new):
+        rows, cols = np.nonzero(drawn == i + 1)
+        there, under = labels[rows, cols], kept.labels[int(row), int(col)]
+        mine = there == 0
+        if under:
+            away = kept.centre[under - 1] - np.stack([rows, cols], axis=1)
+            nearer = np.hypot(rows - row, cols - col) < np.hypot(*away.T)
+            mine |= (there == under) & nearer
+        labels[rows[mine], cols[mine]] = len(kept) + i + 1
+        labels[int(row), int(col)] = len(kept) + i + 1
+    return labels
+
+
 def _changed(cell: str, cells: Cells, correction: Correction) -> Cells:
     gone = [label - 1 for c, label in correction.removed if c == cell and label <= len(cells)]
     keep = np.ones(len(cells), bool)
@@ -83,14 +93,16 @@ def _changed(cell: str, cells: Cells, correction: Correction) -> Cells:
         return kept
     radius = float(np.median(cells.radius)) if len(cells) else USUAL[cell]
     radii = np.full(len(new), radius, np.float32)
-    drawn, labels = discs(new, radii, cells.shape), kept.labels.copy()
-    free = (labels == 0) & (drawn > 0)
-    labels[free] = drawn[free] + len(kept)
+    labels = _with_discs(kept, new, radii)
+    area = np.bincount(labels.ravel(), minlength=len(kept) + len(new) + 1)[1:]
+    # Cells that gave no pixel away keep their area, which may be finer than whole pixels
+    whole = np.bincount(kept.labels.ravel(), minlength=len(kept) + 1)[1:]
+    area = np.where(area[: len(kept)] == whole, kept.area, area[: len(kept)]), area[len(kept) :]
     score = None if kept.score is None else np.concatenate([kept.score, np.ones(len(new))])
     return Cells(
         np.concatenate([kept.centre, new]),
         np.concatenate([kept.radius, radii]),
-        np.concatenate([kept.area, np.pi * radii**2]),
+        np.concatenate(area).astype(float),
         cells.shape,
         labels,
         score,
@@ -125,27 +137,29 @@ class Corrected:
         "Write the corrections, the corrected table, label images and ROIs, and corrected.csv; raises `RunError`."
         cells = corrected(self.result.cells, correction)
         told = {"image": self.result.name, "sha256": self.sha256} | dataclasses.asdict(correction)
+        by = {row["cell"]: {k: row[k] for k in ("method", "settings")} for row in self.result.rows}
         told["counts"] = {
-            cell: counted(those) | {"found": len(self.result.cells[cell])}
+            cell: counted(those, self.result.field)
+            | {"found": len(self.result.cells[cell])}
+            | by[cell]
             for cell, those in cells.items()
         }
         with writing(self.path) as part:
             part.write_text(json.dumps(told, indent=1), encoding="utf-8")
-        _write_cells(self.path.parent, self.stem, cells, self.result.rows[0].get("pixel_size"))
+        _write_cells(self.path.parent, self.stem, cells, self.result)
         _write_table(self.out)
         return self.path
 
 # %% ../nbs/12_app.ipynb #79de37b2
-def _write_cells(
-    folder: Path, stem: str, cells: Mapping[str, Cells], pixel_size: float | None
-) -> None:
+def _write_cells(folder: Path, stem: str, cells: Mapping[str, Cells], result: Result) -> None:
     if not cells:  # Nothing in the picture can be counted
         return
-    tables = [cell_table(those, None, pixel_size).assign(cell=c) for c, those in cells.items()]
+    size = result.rows[0].get("pixel_size")
+    tables = [cell_table(part, result.field, size).assign(cell=c) for c, part in cells.items()]
     write_csv(folder / f"{stem}.csv", pd.concat(tables))
     write_rois(folder / f"{stem}.zip", cells)
     for cell, those in cells.items():
-        write_labels(folder / f"{stem}_{cell}.tif", those.labels, pixel_size)
+        write_labels(folder / f"{stem}_{cell}.tif", those.labels, size)
 
 
 def _write_table(out: Path) -> None:
@@ -259,6 +273,18 @@ class Editor:
         self.correction = self._before.pop()
         return True
 
+# %% ../nbs/12_app.ipynb #b1c4e7d2
+def _in_turn(change: Callable) -> Callable:
+    "Let a method change what Bokeh draws when its turn comes: a click from before the page has loaded holds no lock."
+
+    @functools.wraps(change)
+    def later(*arguments: Any) -> None:
+        import panel as pn
+
+        pn.state.execute(functools.partial(change, *arguments), schedule=True)
+
+    return later
+
 # %% ../nbs/12_app.ipynb #a0023ebf
 class Drawing:
     "A picture with the outlines of its cells, as Bokeh draws them."
@@ -273,54 +299,34 @@ class Drawing:
         self._picture = ColumnDataSource({"url": [], "w": [], "h": []})
         self.figure.image_url("url", 0, 0, "w", "h", source=self._picture, anchor="top_left")
         self._outlines = {cell: ColumnDataSource({"xs": [], "ys": []}) for cell in kinds}
-        options = {"line_width": 2, "fill_alpha": 0.0}
+        style = {"line_width": 2, "fill_alpha": 0.0}
         self._lines = {
-            cell: self.figure.patches(
-                "xs", "ys", source=s, line_color=CELL_COLOURS[cell], **options
-            )
-            for cell, s in self._outlines.items()
+            c: self.figure.patches("xs", "ys", source=s, line_color=CELL_COLOURS[c], **style)
+            for c, s in self._outlines.items()
         }
 
+    @_in_turn
     def show_image(self, image: np.ndarray) -> None:  # image: (H, W, 3) uint8 RGB
         "Another picture, fitted into the figure."
         height, width = image.shape[:2]
-        data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+        self._picture.data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+        self.figure.x_range.update(start=0, end=width)
+        self.figure.y_range.update(start=height, end=0)
+        self.figure.height = round(min(900, max(300, 900 * height / width)))
 
-        def show() -> None:
-            self._picture.data = data
-            self.figure.x_range.update(start=0, end=width)
-            self.figure.y_range.update(start=height, end=0)
-            self.figure.height = round(min(900, max(300, 900 * height / width)))
-
-        _in_turn(show)
-
+    @_in_turn
     def show_cells(self, cells: Mapping[str, Cells]) -> None:
-        "The outlines of cells, by type."
-        data = {cell: _polygons(those) for cell, those in cells.items()}
+        "The outlines of cells, by type; a type that is missing has none."
+        for cell, source in self._outlines.items():
+            source.data = _polygons(cells[cell]) if cell in cells else {"xs": [], "ys": []}
 
-        def show() -> None:
-            for cell, polygons in data.items():
-                self._outlines[cell].data = polygons
-
-        _in_turn(show)
-
+    @_in_turn
     def show_layers(self, kinds: Sequence[str]) -> None:
         "The outlines of some types only."
-
-        def show() -> None:
-            for cell, lines in self._lines.items():
-                lines.visible = cell in kinds
-
-        _in_turn(show)
+        for cell, lines in self._lines.items():
+            lines.visible = cell in kinds
 
 # %% ../nbs/12_app.ipynb #63046f95
-def _in_turn(change: Callable[[], None]) -> None:
-    "Change what Bokeh draws when its turn comes: a click from before the page has loaded holds no lock."
-    import panel as pn
-
-    pn.state.execute(change, schedule=True)
-
-
 def _empty_figure() -> Any:
     from bokeh.models import Range1d
     from bokeh.plotting import figure
@@ -481,6 +487,7 @@ def _count(page: Page) -> None:
 # %% ../nbs/12_app.ipynb #a17a1da9
 def _undo(page: Page) -> None:
     if page.editor and page.editor.undo():
+        page.said.object = "Not saved yet."
         page.show_cells()
 
 

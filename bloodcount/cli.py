@@ -25,7 +25,15 @@ from . import __version__
 from .cli_ends import OneSentence, stoppable
 from .cli_export import export_command
 from .errors import InputError, RunError, SettingsError, known_name, one_line
-from .settings import CELLS, METHODS, NETWORKS, PROFILES, known_profile, load_settings
+from bloodcount.settings import (
+    CELLS,
+    METHODS,
+    NETWORKS,
+    OF_ALL,
+    PROFILES,
+    known_profile,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +75,9 @@ def named_cells(
     "The cell types that --cell names, in their order; raises `SettingsError`."
     asked = [part.strip() for name in names for part in name.split(",") if part.strip()]
     found = {known_name("--cell", name, ["all", *CELLS]) for name in asked} or {"all"}
-    if found == {"all"} and weights not in ("bloodcount", "authors"):
+    from bloodcount.picture import OURS
+
+    if found == {"all"} and weights not in OURS:
         from bloodcount.files import read_card
 
         card = read_card(Path(weights))
@@ -182,6 +192,8 @@ def count_command(
     pictures and label images of the cells. Run it again to go on after a break.
     """
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
+    if dask and jobs > 1:
+        raise SettingsError("--jobs is for this machine, --dask for a cluster: leave one out.")
     from bloodcount import batch, results
 
     results.pool_of("", pool)
@@ -197,7 +209,7 @@ def named_methods(names: Sequence[str]) -> list[str]:
     "The methods that --method names; one empty name, each model's own, if there is none."
     asked = [part.strip() for name in names for part in name.split(",") if part.strip()]
     found = [known_name("--method", name, ["all", *METHODS]) for name in asked]
-    return list(METHODS)[:4] if "all" in found else found or [""]
+    return list(OF_ALL) if "all" in found else list(dict.fromkeys(found)) or [""]
 
 
 def named_exports(**wanted: bool) -> tuple[str, ...]:
@@ -271,7 +283,10 @@ def doctor() -> None:
 def app_command(
     folder: Annotated[Path, typer.Argument(help="Folder of images to begin with.")] = Path("."),
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results; else FOLDER/counted.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder of the results; else `counted` beside the images."
+        ),
     ] = None,
     weights: Weights = "bloodcount",
     port: Annotated[int, typer.Option(min=0, help="0 takes any that is free.")] = 0,
@@ -283,7 +298,7 @@ def app_command(
 
     plan = CountPlan(named_cells([], weights), weights=weights)
     finder_of(plan)  # Wrong weights are told now, not in the browser
-    serve(folder, out or folder / "counted", port, show, plan)
+    serve(folder, out, port, show, plan)
 
 # %% ../nbs/12_cli.ipynb #40224153
 @app.command()

@@ -9,6 +9,7 @@ __all__ = ['NAMES', 'Outline', 'BESIDE', 'cell_of', 'planes', 'ellipse', 'labelm
 # %% ../nbs/10_own_labels.ipynb #cc42db33
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,19 +107,30 @@ def coco(content: dict, where: str, image: str | None = None) -> list[Outline]:
 # %% ../nbs/10_own_labels.ipynb #4ac1ecb4
 def imagej(path: Path, cell: str) -> list[Outline]:
     "The outlines of ImageJ's ROIs; raises `InputError`."
-    from roifile import ImagejRoi
+    from roifile import ROI_TYPE, ImagejRoi
 
+    no_outline = ROI_TYPE.POINT, ROI_TYPE.LINE, ROI_TYPE.FREELINE, ROI_TYPE.POLYLINE, ROI_TYPE.ANGLE
     try:
         rois = ImagejRoi.fromfile(path)
     except Exception as error:  # noqa: BLE001 a damaged file raises many classes
         raise InputError(f"{path}: no ROIs of ImageJ ({error}).") from None
     found = []
     for roi in rois if isinstance(rois, list) else [rois]:
-        first = (roi.name or "").lower().replace("_", "-").split("-")[0]
+        if roi.roitype in no_outline:
+            kind = roi.roitype.name.lower()
+            raise InputError(f"{path}: {roi.name or 'a ROI'} is a {kind}; outline each cell.")
         corners = np.asarray(roi.coordinates(), float).reshape(-1, 2)
         if len(corners) > 2:
-            found.append((first if first in CELLS else cell, corners))
+            found.append((_named(roi.name or "", cell), corners))
     return found
+
+
+def _named(name: str, cell: str) -> str:
+    "The cell type of a ROI such as `white cell-2`; that of all where the name says none."
+    try:
+        return cell_of(re.sub(r"[\W_]*\d*$", "", name))
+    except InputError:
+        return cell
 
 # %% ../nbs/10_own_labels.ipynb #73f23ea3
 def read_labels(
@@ -163,6 +175,15 @@ def _label_image(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return labels.astype(np.int32)
 
 # %% ../nbs/10_own_labels.ipynb #a3683790
+def _holds(path: Path, image: str) -> bool:
+    "Whether a COCO file, which has many images, has this one."
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["images"]
+        return image in {Path(each["file_name"]).stem for each in listed}
+    except (ValueError, KeyError, TypeError):
+        return True  # What is wrong with it is told when it is read
+
+
 BESIDE = (".json", ".zip", ".roi", ".labels.tif", ".labels.png")
 
 
@@ -181,7 +202,7 @@ def labels_beside(
         if path.is_file():
             return read_labels(path, shape, cell, image.stem)
     for path in sorted(image.parent.glob("*.json")):
-        if b'"annotations"' in path.read_bytes():  # COCO has many images in one file
+        if b'"annotations"' in path.read_bytes() and _holds(path, image.stem):
             return read_labels(path, shape, cell, image.stem)
     raise InputError(
         f"{image}: no labels beside it. Save them as {', '.join(p.name for p in own)}."

@@ -123,7 +123,7 @@ class LazyFinder:
         plan: CountPlan,
         pixel_size: float | None,  # um
     ) -> tuple[Finder, float | None, str]:
-        "A finder for the magnification of an image, the size of its picture over the image's, and why that is not sure."
+        "A finder for the magnification of an image, the size of its cells over those of ALL-IDB1, and why that is not sure."
         return _at_scale(self, image, plan, pixel_size)
 
 # %% ../nbs/11_picture.ipynb #6bd70b4f
@@ -147,18 +147,20 @@ def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: 
         f"The scale is not sure: {scale.why}; if you know how wide a red cell is, pass --diameter."
     )
     doubt = "" if scale.sure else one_line(why)
+    size = round(float(scale.diameter / finder.native), 3)
     if stars:
-        zoom = scale.zoom(finder.stars.diameter)
-        return functools.partial(finder, scale=scale), round(float(zoom), 3), doubt
+        return functools.partial(finder, scale=scale), size, doubt
     # The paper's networks know the same smears, at their full size
     zoom = float(np.clip(scale.zoom(finder.native), *ZOOMS))
-    return functools.partial(resized_find, lazy, zoom), round(zoom, 3), doubt
+    if zoom != scale.zoom(finder.native):
+        doubt = f"Red cells of {scale.diameter:.0f} px are too {'small' if zoom > 1 else 'large'} for these networks."
+    return functools.partial(resized_find, lazy, zoom), size, doubt
 
 # %% ../nbs/11_picture.ipynb #6c03dd2a
 def strange_size(
     finder: Finder,
     cells: Mapping[str, Cells],
-    zoom: float = 1.0,  # Size of the picture that it got over that of the image
+    scale: float = 1.0,  # Size of the image over that of the picture that it got
 ) -> str:
     "Why the red cells are not of the size that the networks know; empty if they are."
     red = cells.get("rbc", ())
@@ -166,7 +168,7 @@ def strange_size(
         return ""
     if finder.weights not in ("bloodcount", "authors") or len(red) < 10:
         return ""
-    width = zoom * float(np.median(2 * np.sqrt(red.area / np.pi)))
+    width = float(np.median(2 * np.sqrt(red.area / np.pi))) / scale
     if KNOWN_PX[0] <= width <= KNOWN_PX[1]:
         return ""
     return (
@@ -225,8 +227,8 @@ def _load(lazy: LazyFinder) -> Any:
 # %% ../nbs/11_picture.ipynb #45143b23
 @functools.cache
 def _about(cell: str, weights: str, method: str, profile: str) -> dict[str, str]:
-    from bloodcount.models import counting_for, model_folder
-    from bloodcount.segmentation import authors_weights, trained_weights
+    from bloodcount.models import counting_for
+    from bloodcount.segmentation import authors_weights, model_folder, trained_weights
 
     settings, folder, network = load_settings(profile), model_folder(cell, weights), "do_unet"
     if weights == "authors":
@@ -304,7 +306,8 @@ def about(finder: Any, cell: str) -> dict[str, str]:
 def settings_name(plan: CountPlan, finder: Any) -> str:  # 12 hexadecimal digits
     "A short name for all that the counts of an image depend on, whichever cell types are asked for."
     same = dataclasses.replace(plan, cells=(), profile="paper", network="")
-    knows = CELLS if isinstance(finder, LazyFinder) and plan.weights in OURS else plan.cells
+    ours = isinstance(finder, LazyFinder) and (plan.weights in OURS or finder.network == STARS)
+    knows = CELLS if ours else plan.cells
     return digest(same, *(sorted(about(finder, cell).items()) for cell in knows))
 
 # %% ../nbs/11_picture.ipynb #f77196b8

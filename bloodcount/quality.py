@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from skimage.measure import label, regionprops
 
-from .images import Picture, open_picture
+from .images import GREY, Picture, open_picture
 from .settings import CELLS
 
 # %% ../nbs/09_quality.ipynb #02fa75b3
@@ -41,7 +41,11 @@ def _strip(
     end += int(np.argmin(np.append(share[end : end + 4] >= 0.6, False)))  # JPEG's blur of the rim
     rest = image if end >= len(flat) else _without(image, side, end)
     beside = np.median(rest[::8, ::8].reshape(-1, 3), axis=0)
+    # Of the background's colour, but flatter; an overexposed background is as flat in the middle
+    rows, cols = rest.shape[0] // 4, rest.shape[1] // 4
+    middle = rest[rows : len(rest) - rows : 8, cols : rest.shape[1] - cols : 8].astype(int)
     exact = np.abs(edge - colour).max(axis=1).mean() < 1 and end > 2
+    exact = exact and (np.abs(middle - colour).max(axis=2) <= 1).mean() < 0.35
     return end if np.abs(beside - colour).max() > 2 * _NEAR or exact else 0
 
 # %% ../nbs/09_quality.ipynb #17d1376a
@@ -240,7 +244,6 @@ class Rule:
 
 
 _COLOURED = ("wbc", "plt")  # Cell types that are told by their colour
-_GREY = "a grey image; white cells and platelets need colour"
 
 # %% ../nbs/09_quality.ipynb #a64f5a2c
 RULES = (
@@ -256,7 +259,7 @@ RULES = (
         "tint", "does not look like a stained smear; its background is coloured", high=2.2
     ),  # 1.0 to 1.7
     Rule("black", "does not look like a stained smear; {value:.0%} of it is black", high=0.03),  # 0
-    Rule("colours", _GREY, low=0.1, blank=_COLOURED),  # 0.25 to 1.0
+    Rule("colours", GREY, low=0.1, blank=_COLOURED),  # 0.25 to 1.0
     Rule(
         "red_cells",  # One is -0.1, all others -0.05 to 0.81
         "does not look like a stained smear; red and blue may be swapped",
@@ -306,9 +309,9 @@ def check(
     if field.any() and not field.all():
         reasons.append(f"{1 - field.mean():.0%} of it is margin, where nothing is counted")
     if grey:
-        reasons, blank = [*reasons, _GREY], blank.union(_COLOURED)
+        reasons, blank = [*reasons, GREY], blank.union(_COLOURED)
     reasons = [f"{text[0].upper()}{text[1:]}." for text in reasons]
-    if measures["contrast"] < 10:
+    if any(rule.measure == "contrast" for rule in broken):
         field = np.zeros_like(field)
     countable = tuple(cell for cell in CELLS if cell not in blank)
     status = "ok" if not reasons else "doubtful" if countable else "refused"

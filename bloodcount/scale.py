@@ -33,16 +33,10 @@ class Scale:
     cells: int  # Red cells that it was measured on
     sure: bool
     why: str = ""  # Why it is not sure, as a sentence
-    um_per_px: float | None = None  # As the file or the user has it
 
     def zoom(self, known: float) -> float:  # known: diameter of a red cell for a network, px
         "Size of the picture for a network over that of the image."
         return known / self.diameter
-
-    @property
-    def micrometres(self) -> float:
-        "Median diameter of the red cells, um; NaN where nothing says how large a pixel is."
-        return self.diameter * self.um_per_px if self.um_per_px else np.nan
 
 # %% ../nbs/10_scale.ipynb #23f69dd8
 TRUSTED = 0.5  # Least mean score of red cells that are believed
@@ -167,12 +161,10 @@ def find_scale(
         last = look(finder, middle(image, zoom), zoom)
     if not is_possible(last.diameter):
         width = expected or finder.diameter / finder.zoom
-        return Scale(
-            width, 0, False, "no red cells were found to tell the magnification by", um_per_px
-        )
+        return Scale(width, 0, False, "no red cells were found to tell the magnification by")
     doubt = _doubt(last, finder.diameter, expected)
     diameter = expected if doubt and expected else last.diameter
-    return Scale(diameter, last.cells, not doubt, doubt, um_per_px)
+    return Scale(diameter, last.cells, not doubt, doubt)
 
 # %% ../nbs/10_scale.ipynb #28d547ef
 @dataclass(frozen=True)
@@ -198,7 +190,7 @@ class AnyScale:
         if width is not None:
             if not is_possible(width):
                 raise SettingsError(f"A red cell of {width} px is impossible; pass 5 to 500.")
-            return Scale(width, 0, True, um_per_px=self.um_per_px)
+            return Scale(width, 0, True)
         return find_scale(self.stars, image, self.um_per_px)
 
     def __call__(self, image: np.ndarray, scale: Scale | None = None) -> dict[str, Cells]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROJECT', 'HOME', 'PROFILES', 'CELLS', 'NETWORKS', 'section', 'WholeNumber', 'Pixels', 'Area', 'Fraction',
            'Threshold', 'Source', 'Folder', 'Range', 'Steps', 'Share', 'Positive', 'Shares', 'Factors', 'Precision',
-           'Images', 'METHODS', 'OF_EDGES', 'SINGLE', 'NEEDED', 'Paths', 'Preprocess', 'Grid', 'Segment', 'Thresholds',
-           'Augment', 'Train', 'Recipe', 'StarBatches', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate', 'Sample',
-           'Method', 'Reproduce', 'Counting', 'Settings', 'known_profile', 'load_settings']
+           'Images', 'METHODS', 'OF_EDGES', 'OF_ALL', 'SINGLE', 'NEEDED', 'Paths', 'Preprocess', 'Grid', 'Segment',
+           'Thresholds', 'Augment', 'Train', 'Recipe', 'StarBatches', 'CHT', 'CCL', 'Watershed', 'EDT', 'Evaluate',
+           'Sample', 'Method', 'Reproduce', 'Counting', 'Settings', 'known_profile', 'load_settings']
 
 # %% ../nbs/00_settings.ipynb #47de7127
 import configparser
@@ -287,6 +287,7 @@ METHODS = {"cht": CHT, "ccl": CCL, "watershed": Watershed, "edt": EDT, "ccl_mask
 # %% ../nbs/00_settings.ipynb #8e661296
 # Those that work on an edge map, which only red cells have.
 OF_EDGES = ("ccl_mask",)
+OF_ALL = tuple(method for method in METHODS if method not in OF_EDGES)
 
 # %% ../nbs/00_settings.ipynb #bd35b738
 @section
@@ -311,9 +312,9 @@ class Sample:
 class Method:
     "The counting method of each cell type, where no trained network says otherwise."
 
-    rbc: Literal["cht", "ccl", "watershed", "edt"]
-    wbc: Literal["cht", "ccl", "watershed", "edt"]
-    plt: Literal["cht", "ccl", "watershed", "edt"]
+    rbc: Literal[*OF_ALL]
+    wbc: Literal[*OF_ALL]
+    plt: Literal[*OF_ALL]
 
 # %% ../nbs/00_settings.ipynb #c9bb6c25
 @section

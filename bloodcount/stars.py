@@ -23,9 +23,9 @@ import numpy as np
 
 from .counting import Cells, cells_from_labels
 from .engines import Predict, chosen_engine, compiled
-from .errors import InputError, IntegrityError, SettingsError
+from .errors import IntegrityError, SettingsError
 from .files import read_card, sha256
-from .segmentation import SHIPPED
+from .segmentation import SHIPPED, check_image
 from .settings import CELLS
 from .tiles import Plan, input_tiles, plan_tiles, resized
 
@@ -245,11 +245,7 @@ class StarFinder:
 def _check(image: np.ndarray, zoom: float) -> None:
     if not 0 < zoom < 100:
         raise SettingsError(f"A zoom of {zoom} is none; it is about 0.1 to 4.")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(
-            f"An image of shape {image.shape} and type {image.dtype}; "
-            "pass (H, W, 3) uint8, as read_image gives it."
-        )
+    check_image(image)
 
 
 def one_look(

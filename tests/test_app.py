@@ -18,10 +18,11 @@ from PIL import Image
 
 from bloodcount import app
 from bloodcount.app import Correction, Page, corrected, open_counted
-from bloodcount.batch import STORE
-from bloodcount.counting import cells_from_labels
+from bloodcount.batch import Output, count_files
+from bloodcount.counting import cells_from_labels, discs
 from bloodcount.exports import read_labels
 from bloodcount.picture import CountPlan
+from bloodcount.store import STORE
 from bloodcount.synthetic import synthetic_smear
 
 SMEAR = synthetic_smear(seed=7, shape=(200, 260), rbc=9, wbc=0, plt=0, overlap=0, pallor=0)
@@ -55,13 +56,28 @@ def test_corrections_of_a_label_image():
     assert len(corrected(none, Correction((("rbc", 20, 20),)))["rbc"]) == 1
 
 
+def test_a_cell_added_in_a_clump_takes_its_part_of_it():
+    labels = discs(np.array([[40, 40], [40, 70], [40, 100], [40, 200]]), np.full(4, 18), (80, 240))
+    clump = cells_from_labels(np.where((labels > 0) & (labels < 4), 1, (labels == 4) * 2))
+    change = Correction().add("rbc", 40, 40).add("rbc", 40, 100)
+    cells = corrected({"rbc": clump}, change)["rbc"]
+    area = np.bincount(cells.labels.ravel())[1:]
+    assert len(cells) == 4 and area.tolist() == cells.area.tolist() and area.min() > 600
+    assert area.sum() == (clump.labels > 0).sum() + (cells.labels[clump.labels == 0] > 0).sum()
+    assert [cells.labels[40, col] for col in (40, 70, 100, 200)] == [3, 1, 4, 2]
+
+
 def test_corrections_are_kept_and_are_of_these_bytes(tmp_path, smears):
     path, out = str(smears / "a.png"), tmp_path / "out"
     opened = open_counted(path, out, PLAN, Darkness())
     change = Correction().remove("rbc", 1, 9)
     opened.save(change)
     assert open_counted(path, out, PLAN, Darkness()).load() == change
-    assert pd.read_csv(out / "corrected.csv")["count"].tolist() == [8, 9]
+    told = pd.read_csv(out / "corrected.csv")
+    assert told["count"].tolist() == [8, 9] and set(told["method"]) == {"ccl"}
+    assert set(told["settings"]) == set(pd.read_csv(out / "counts.csv")["settings"])
+    count_files([path], [PLAN], Output(out), overwrite=True, finder=Darkness())
+    assert open_counted(path, out, PLAN, Darkness()).load() == change
     Image.fromarray(SMEAR.image[:, ::-1]).save(path)
     assert open_counted(path, out, PLAN, Darkness()).load() == Correction()
 
@@ -88,6 +104,23 @@ def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears
     (smears / "a.png").write_text("no picture any more")
     page.button.clicks += 1
     assert "a.png" in page.said.object and not page.button.disabled
+
+
+def test_cells_of_the_picture_before_are_not_shown_on_the_next(tmp_path, smears):
+    page = Page(smears, tmp_path / "out", PLAN, Darkness())
+    page.button.clicks += 1
+    drawn = {cell: source.data["xs"] for cell, source in page.drawing._outlines.items()}
+    assert {cell: len(xs) for cell, xs in drawn.items()} == {"rbc": 9, "wbc": 9}
+    page.mode.value = "remove"
+    page.click(*Darkness()(SMEAR.image)["rbc"].centre[0])
+    page.save.clicks += 1
+    page.undo.clicks += 1
+    assert page.said.object == "Not saved yet."
+    Image.fromarray(SMEAR.image[..., 1]).save(smears / "b.png")  # Grey: no white cells
+    page.image.value = str(smears / "b.png")
+    page.button.clicks += 1
+    assert page.drawing._outlines["wbc"].data["xs"] == []
+    assert len(page.drawing._outlines["rbc"].data["xs"]) == 9
 
 
 def test_a_person_chooses_what_counts(tmp_path, smears, monkeypatch):

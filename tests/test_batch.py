@@ -643,3 +643,87 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "a.tif" / "b").touch()
     with pytest.raises(RunError, match="a.tif: cannot be written"):
         write_labels(tmp_path / "a.tif", np.zeros((4, 4), np.int32))
+
+
+# What a later run must not harm
+
+
+@pytest.fixture
+def same_settings(monkeypatch):
+    "As the package's own networks, the finder has the same settings whichever cells are asked for."
+    for module in (batch, picture):
+        monkeypatch.setattr(module, "settings_name", lambda plan, finder: "of-all-cells")
+
+
+def test_an_image_that_is_gone_keeps_its_results(run, same_settings, tmp_path):
+    (path,), out = smears(tmp_path / "in", 1), tmp_path / "out"
+    run("count", path, "-o", out, "--roi")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.suffix != ".json"}
+    path.rename(tmp_path / "away.png")
+    code, said, errors = run("count", path, "-o", out, "--roi", "--cell", "rbc")
+    assert code == 1 and "error" in said and "no such file" in errors[0]
+    assert "What was counted before is kept." in " ".join(errors)
+    assert {p: p.read_bytes() for p in before} == before
+    (tmp_path / "away.png").rename(path)
+    assert run("count", path, "-o", out)[0] == 0
+
+
+def test_exports_stay_and_show_every_cell_type(same_settings, tmp_path):
+    (path,), out = smears(tmp_path / "in", 1), tmp_path / "out"
+    count_folder(path, out, ["rbc"], exports=["geojson"], overlays="png", finder=Darkness())
+    count_folder(path, out, ["wbc"], exports=["roi"], overlays="none", finder=Darkness())
+    assert {f.name for f in out.iterdir() if f.is_dir()} >= {"geojson", "rois", "overlays"}
+    told = json.loads((out / "geojson" / "000.geojson").read_text())
+    kinds = {f["properties"]["classification"]["name"] for f in told["features"]}
+    assert kinds == {"red cells", "white cells"}
+    assert (out / "overlays" / "000.png").exists() and (out / "rois" / "000.zip").exists()
+    (out / "labels" / "000_rbc.tif").unlink()
+    count_folder(path, out, ["rbc", "wbc"], overlays="none", finder=Darkness())
+    assert (out / "labels" / "000_rbc.tif").exists()
+
+
+def test_images_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        save(folder / "a.png")
+        monkeypatch.chdir(folder)
+        counts = count_folder("a.png", tmp_path / "out", ["rbc"], finder=Darkness())
+        assert counts["image"].tolist() == ["a.png"]
+    told = pd.read_csv(tmp_path / "out" / "counts.csv")["image"].tolist()
+    assert told == [str(folder / "a.png") for folder in folders]
+    assert set(pd.read_csv(tmp_path / "out" / "cells.csv")["image"]) == set(told)
+    monkeypatch.chdir(tmp_path)
+    counts = count_folder(["first", "second"], "out", ["rbc"], finder=Darkness())
+    assert counts["image"].tolist() == ["first/a.png", "second/a.png"]
+
+
+def test_counts_of_other_bytes_are_marked(same_settings, tmp_path):
+    (path,), out = smears(tmp_path / "in", 1), tmp_path / "out"
+    count_folder(path, out, ["rbc", "wbc"], finder=Darkness())
+    save(path, SMEAR.image[:, ::-1])
+    count_folder(path, out, ["rbc"], finder=Darkness())
+    told = pd.read_csv(out / "counts.csv").set_index("cell")
+    assert told.loc["rbc", "status"] == "ok" and told.loc["wbc", "status"] == "doubtful"
+    assert told.loc["wbc", "reason"].startswith("The file was another one")
+    count_folder(path, out, ["rbc", "wbc"], finder=Darkness())
+    told = pd.read_csv(out / "counts.csv")
+    assert told["status"].tolist() == ["ok", "ok"] and told["sha256"].nunique() == 1
+
+
+def test_a_pattern_leaves_our_own_pictures_out(tmp_path):
+    (path,), out = smears(tmp_path / "in", 1), tmp_path / "in" / "counted"
+    count_folder(path, out, ["rbc"], finder=Darkness())
+    assert find_images([str(tmp_path / "**" / "*.*g")])[0] == [str(path)]
+
+
+def test_a_method_named_twice_counts_once(run, tmp_path):
+    (path,) = smears(tmp_path / "in", 1)
+    twice = ("--method", "edt,EDT", "--method", "edt")
+    said = run("count", path, "-o", tmp_path / "out", "--cell", "rbc", *twice)[1]
+    assert "red cells: 9 in 1 field" in said
+
+
+def test_threads_are_not_for_a_cluster(run, tmp_path):
+    (path,) = smears(tmp_path / "in", 1)
+    code, _, errors = run("count", path, "-o", tmp_path, "--dask", "a:1", "--jobs", 2)
+    assert code == 2 and "leave one out" in errors[-1]

@@ -157,13 +157,13 @@ def test_doctor_says_that_all_is_well():
 
 
 def test_doctor_finds_damaged_weights(tmp_path, monkeypatch):
-    from bloodcount import doctor, models
+    from bloodcount import doctor, segmentation
 
-    shutil.copytree(models.SHIPPED, tmp_path / "weights")
+    shutil.copytree(segmentation.SHIPPED, tmp_path / "weights")
     body = bytearray((tmp_path / "weights" / "plt" / "weights.npz").read_bytes())
     body[len(body) // 2] ^= 1
     (tmp_path / "weights" / "plt" / "weights.npz").write_bytes(body)
-    monkeypatch.setattr(models, "SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr(segmentation, "SHIPPED", tmp_path / "weights")
     picture._about.cache_clear()
     found = list(doctor._weights())
     assert [good for _, good in found] == [True, True, False, True, True]

@@ -58,10 +58,15 @@ def made_up(hue: int, gamma: int, unchanged: int = 30) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", "kind", "level", "predicted"])
 
 
+def drift_rows(run, cell: str, counts: pd.DataFrame) -> pd.DataFrame:
+    return colour.drift_rows(run, colour.COLOUR, run.counted(cell), cell, "cht", counts)
+
+
 def test_drifts_are_results_with_a_condition_and_a_level(run):
     counts = {"rbc": made_up(27, 36), "wbc": made_up(30, 30), "plt": made_up(1, 0, 0)}
-    frame = joined(run, [colour.drift_results(run, cell, c) for cell, c in counts.items()])
-    assert set(frame["table"]) == {"colour"} and set(frame["n"]) == {2}
+    frame = joined(run, [drift_rows(run, cell, c) for cell, c in counts.items()])
+    assert set(frame["table"]) == {"colour"}
+    assert set(frame.loc[frame["quantity"] != "count", "n"]) == {2}
     drift = frame[frame["quantity"] == "drift"].set_index(["cell", "condition", "level"])["value"]
     assert drift["rbc", "hue", -20] == pytest.approx(-10)
     assert drift["rbc", "gamma", 1.25] == pytest.approx(10)
@@ -77,15 +82,15 @@ def test_drifts_are_results_with_a_condition_and_a_level(run):
 
 
 def test_networks_of_one_kind_are_told_apart_by_their_recipes(run):
-    frame = colour.drift_results(run, "rbc", made_up(27, 36))
-    other = colour.drift_results(run, "rbc", made_up(15, 30)).assign(recipe="model_a")
+    frame = drift_rows(run, "rbc", made_up(27, 36))
+    other = drift_rows(run, "rbc", made_up(15, 30)).assign(recipe="model_a")
     table = colour.colour_table(joined(run, [frame, other]))
     assert table["hue, %"].tolist() == ["-10.0 at -20", "-50.0 at -20"]
 
 
 def test_nothing_to_show_without_a_test_image(run):
     none = long_form(run, [])
-    assert colour.drift_results(run, "rbc", made_up(1, 1).iloc[:0]).empty
+    assert drift_rows(run, "rbc", made_up(1, 1).iloc[:0]).empty
     assert colour.colour_table(none).empty
     assert "No image here" in colour.colour_figure(none, "").texts[0].get_text()
 

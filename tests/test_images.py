@@ -399,6 +399,14 @@ def test_a_block_of_planes_needs_a_page(refused, tmp_path, picture):
                 probe(tmp_path / name, page)
 
 
+def test_several_pictures_in_colour_are_no_planes(tmp_path, picture):
+    tifffile.imwrite(tmp_path / "four.tif", np.stack([picture] * 4), photometric="rgb")
+    for page in (None, "rgb"):
+        with pytest.raises(InputError, match="a stack of 4 pages; pass page=1 to 4"):
+            read_image(tmp_path / "four.tif", page)
+    assert np.array_equal(read_image(tmp_path / "four.tif", 2), picture)
+
+
 def test_a_telephones_second_picture_is_not_looked_at(tmp_path, picture):
     "Telephones put a gain map or a preview behind the JPEG that is shown."
     shown, behind = Image.fromarray(picture), Image.fromarray(picture[::4, ::4])

@@ -8,8 +8,8 @@ import pytest
 
 import bloodcount as bc
 from bloodcount.errors import InputError, IntegrityError, SettingsError
-from bloodcount.models import load_finder, load_model, model_folder, read_counting, write_counting
-from bloodcount.segmentation import SHIPPED
+from bloodcount.models import load_finder, load_model, read_counting, write_counting
+from bloodcount.segmentation import SHIPPED, model_folder
 from bloodcount.settings import CELLS, load_settings
 from bloodcount.synthetic import synthetic_smear
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from bloodcount.counting import count
 from bloodcount.data import DataSet, names, read_smear
 from bloodcount.evaluation import instances_from_polygons, matching
 from bloodcount.segmentation import truth_maps
@@ -59,7 +60,9 @@ def test_what_is_found_is_what_is_matched(seed):
 
 def test_classes_of_cells_add_up_to_all_of_them(run):
     smear = synthetic_smear(seed=5, overlap=0.4, whole=False)
-    rows = overlap.overlap_rows(smear, truth_maps(smear, "rbc"), run.how("rbc"))
+    maps, counting = truth_maps(smear, "rbc"), run.how("rbc")
+    every = {method: count(maps, counting, method) for method in counting.count}
+    rows = overlap.contact_rows(smear, every)
     found = pd.DataFrame(rows).assign(**run.counted("rbc"), side="test")
     results = overlap.overlap_results(run, found)
     single = results["quantity"].isin(OF_IMAGES)

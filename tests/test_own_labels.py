@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from roifile import ImagejRoi, roiwrite
+from roifile import ROI_TYPE, ImagejRoi, roiwrite
 from skimage.measure import label
 
 from bloodcount.counting import cells_from_labels
@@ -67,6 +67,28 @@ def test_rois_of_imagej(tmp_path):
     roiwrite(tmp_path / "rois.zip", rois)
     labels = read_labels(tmp_path / "rois.zip", SHAPE, cell="platelet")
     assert labels["wbc"][20, 20] == 1 and labels["plt"][45, 45] == 1
+
+
+@pytest.mark.parametrize(
+    "name, cell", [("platelet-3", "plt"), ("white cell_2", "wbc"), ("WBC 1", "wbc"), ("", "rbc")]
+)
+def test_a_roi_is_of_the_type_that_its_name_says(tmp_path, name, cell):
+    ImagejRoi.frompoints(np.array(SQUARE), name=name).tofile(tmp_path / "a.roi")
+    assert list(read_labels(tmp_path / "a.roi", SHAPE)) == [cell]
+
+
+def test_points_and_lines_of_imagej_are_refused(tmp_path):
+    roi = ImagejRoi.frompoints(np.array(SQUARE), name="clicked")
+    roi.roitype = ROI_TYPE.POINT
+    roi.tofile(tmp_path / "a.roi")
+    with pytest.raises(InputError, match="clicked is a point; outline each cell"):
+        read_labels(tmp_path / "a.roi", SHAPE)
+
+
+def test_an_image_is_found_in_the_second_coco_file(tmp_path):
+    write(tmp_path / "train.json", COCO | {"images": [{"id": 1, "file_name": "other.png"}]})
+    write(tmp_path / "val.json", COCO)
+    assert list(labels_beside(tmp_path / "a.png", SHAPE)) == ["rbc"]
 
 
 def test_other_files_of_the_folder_do_not_matter(tmp_path):

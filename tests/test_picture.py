@@ -63,7 +63,7 @@ def test_the_papers_networks_count_a_picture_of_another_size(size):
     assert np.median(found.radius) == pytest.approx(
         0.45 * np.median(whole.cells["rbc"].radius), rel=0.05
     )
-    assert row["status"] == "ok" and row["scale"] == pytest.approx(1 / 0.45, rel=0.1)
+    assert row["status"] == "ok" and row["scale"] == pytest.approx(0.45, rel=0.1)
 
 
 def test_the_star_network_takes_a_size_that_is_told():
@@ -71,7 +71,12 @@ def test_the_star_network_takes_a_size_that_is_told():
     plain, told = (
         count(small, "rbc", network="stardist", **size) for size in ({}, {"diameter": 40})
     )
-    assert told.rows[0]["scale"] == pytest.approx(37 / 40, abs=0.001) != plain.rows[0]["scale"]
+    assert told.rows[0]["scale"] == pytest.approx(40 / 74, abs=0.001) != plain.rows[0]["scale"]
+
+
+def test_cells_too_small_for_a_network_are_doubtful():
+    row = count(SMEAR.image, "plt", scale=1 / 16).rows[0]
+    assert row["status"] == "doubtful" and "are too small for these networks." in row["reason"]
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,6 @@ PAPER = sorted((ROOT / "nbs" / "paper").glob("*.ipynb"))
 LIBRARY = [path for path in TOOL + STUDIES if path.stem[0].isdigit()]  # Each exports one module
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PARAMETERS = {"profile", "weights", "cell", "seed", "model", "recipe"}
-# Exported cells over 40 lines and modules over 600, by module and first name: to be shortened, never to be added to.
-LONG_CELLS: set[str] = set()
-LONG_MODULES: set[str] = set()
 
 each_notebook = pytest.mark.parametrize("path", TOOL + STUDIES + PAPER, ids=lambda path: path.stem)
 each_paper_notebook = pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
@@ -164,8 +161,7 @@ def test_exported_cells_and_modules_are_short():
             if lines and re.match(r"#\| *export", lines[0]) and len(lines) > 41 and not imports:
                 first = re.search(r"^(?:def |class )?(\w+)", "\n".join(lines[1:]), re.M)
                 cells_.add(f"{module}.{first[1]}")
-    assert not modules_ - LONG_MODULES and not cells_ - LONG_CELLS, "too long"
-    assert not LONG_MODULES - modules_ and not LONG_CELLS - cells_, "short now: leave it out above"
+    assert not modules_ and not cells_, "too long"
 
 
 def test_readme_and_index_list_the_notebooks():
@@ -327,6 +323,24 @@ def test_dependency_has_a_reason_and_is_locked(requirement):
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     versions = re.findall(rf"^{re.escape(canonicalize_name(wanted.name))}==(\S+)", lock, re.M)
     assert versions and all(v in wanted.specifier for v in versions), "make lock"
+
+
+def test_what_is_imported_is_declared():
+    "Not only brought along by another package."
+    roots = set()
+    for path in (ROOT / "bloodcount").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT / "bloodcount").with_suffix("").parts)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        roots |= {name.split(".")[0] for name in imported(tree, module)}
+    roots -= {"bloodcount", *sys.stdlib_module_names}
+    declared = {canonicalize_name(Requirement(each).name) for each in requirements()}
+    brought_by = importlib.metadata.packages_distributions()
+    missing = [
+        root
+        for root in sorted(roots)
+        if not declared & {canonicalize_name(name) for name in brought_by.get(root, [root])}
+    ]
+    assert missing == []
 
 
 def test_lock_names_no_place_and_brings_no_other_framework():

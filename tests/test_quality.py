@@ -109,6 +109,19 @@ def test_dark_cells_at_the_border_are_in_the_field():
         assert field_of_view(np.ascontiguousarray(np.rot90(smear, turns))).all()
 
 
+@pytest.mark.parametrize("quality", [None, 85])
+def test_an_overexposed_background_is_no_margin(tmp_path, quality):
+    "As flat at the border as a canvas, and as flat between the cells."
+    rng = np.random.default_rng(5)
+    image = np.full((600, 800, 3), 255, np.uint8)
+    for row, col in rng.integers(60, (540, 740), (12, 2)):
+        cv2.circle(image, (int(col), int(row)), 36, (225, 150, 165), -1)
+    image = cv2.GaussianBlur(image, (0, 0), 1.5)
+    path = tmp_path / ("a.jpg" if quality else "a.png")
+    Image.fromarray(image).save(path, **({"quality": quality} if quality else {}))
+    assert field_of_view(read_image(path)).all()
+
+
 @pytest.mark.parametrize("value", [0, 90, 255])
 def test_one_colour_is_no_smear(tmp_path, value):
     found = seen(np.full((300, 400, 3), value, np.uint8), tmp_path)

@@ -6,6 +6,7 @@ import pytest
 from bloodcount.counting import Cells, cells_from_discs
 from bloodcount.errors import SettingsError
 from bloodcount.studies import colour, protocol, robustness
+from bloodcount.studies.colour import drift_rows
 from bloodcount.studies.results import joined
 from bloodcount.studies.star_network import STAR
 from bloodcount.synthetic import synthetic_smear
@@ -59,7 +60,7 @@ def test_a_margin_that_is_counted_is_a_drift(run):
     counts = robustness.star_counts(run, pictures, fooled)["rbc"]
     seen = counts.set_index("kind")["predicted"]
     assert seen.pop("black margin") == 5 and set(seen) == {4}
-    results = robustness.drift_rows(run, STAR, "rbc", "stars", counts)
+    results = drift_rows(run, robustness.ROBUSTNESS, STAR, "rbc", "stars", counts)
     drift = results[results["quantity"] == "drift"].set_index("condition")["value"]
     assert drift["black margin"] == pytest.approx(25) and drift["noise"] == 0
     assert set(drift.index) == set(robustness.CHANGES)
@@ -79,11 +80,15 @@ def test_counts_are_kept(run):
 
 def test_both_networks_stand_in_the_table_and_the_figure(run):
     counts = robustness.star_counts(run, robustness.pictures_of(run), fooled)
-    frames = [robustness.drift_rows(run, STAR, cell, "stars", c) for cell, c in counts.items()]
+    frames = [
+        drift_rows(run, robustness.ROBUSTNESS, STAR, cell, "stars", c) for cell, c in counts.items()
+    ]
     none = counts["rbc"].assign(predicted=0)
     for cell in ("rbc", "plt"):
         frames.append(
-            robustness.drift_rows(run, run.counted(cell), cell, run.how(cell).method, none)
+            drift_rows(
+                run, robustness.ROBUSTNESS, run.counted(cell), cell, run.how(cell).method, none
+            )
         )
     results = joined(run, frames)
     table = robustness.robustness_table(results)

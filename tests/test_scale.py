@@ -58,7 +58,7 @@ def test_specks_are_no_red_cells(finder, smear, monkeypatch):
 
 def test_the_micrometres_are_held_against_the_cells(finder, smear):
     right = find_scale(finder, smear.image, RED_CELL / 68)
-    assert right.sure and right.micrometres == pytest.approx(RED_CELL, rel=0.15)
+    assert right.sure and right.diameter == pytest.approx(68, rel=0.15)
     wrong = find_scale(finder, smear.image, RED_CELL / 30)
     assert not wrong.sure and "micrometres" in wrong.why
 

@@ -7,7 +7,7 @@ import pytest
 from bloodcount.counting import Cells, cells_from_labels, components
 from bloodcount.data import names, polygon_mask
 from bloodcount.studies import protocol, star_network
-from bloodcount.studies.overlap import CONTACTS, NEIGHBOURS, OVERLAP, overlap_table
+from bloodcount.studies.overlap import CONTACTS, NEIGHBOURS, OVERLAP, contact_rows, overlap_table
 from bloodcount.studies.results import OF_IMAGES, RESULTS, joined, value_of
 from bloodcount.studies.star_network import STAR
 from bloodcount.studies.tables import cells_table, counting_table
@@ -58,7 +58,7 @@ def test_platelets_match_at_a_smaller_overlap_than_red_cells():
 
 
 def test_contact_counts_each_outlined_cell_once():
-    rows = pd.DataFrame(star_network.contact_rows(SMEAR, true_cells(SMEAR)["rbc"]))
+    rows = pd.DataFrame(contact_rows(SMEAR, {"stars": true_cells(SMEAR)["rbc"]}))
     assert rows["cells"].sum() == rows["found"].sum() == 14
     assert rows["contact"].between(0, len(CONTACTS) - 1).all()
     assert rows["neighbours"].between(0, len(NEIGHBOURS) - 1).all()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 # Chains in the order of their worth: cell, network, recipes, seed
 CHAINS = [
-    ("rbc", "segnet", ("half", "half_refined"), 0),
+    ("rbc", "segnet", ("half",), 0),
     ("rbc", "do_unet", ("best", "refined"), 0),
     ("rbc", "do_unet", ("model_b",), 0),
     ("rbc", "do_unet", ("model_a",), 0),
-    ("plt", "segnet", ("best", "refined"), 0),
-    ("wbc", "segnet", ("best", "refined"), 0),
+    ("plt", "segnet", ("best",), 0),
+    ("wbc", "segnet", ("best",), 0),
     ("rbc", "do_unet", ("model_b",), 1),
     ("rbc", "do_unet", ("model_a",), 1),
     ("rbc", "do_unet", ("model_b",), 2),
@@ -27,7 +27,6 @@ CHAINS = [
     ("wbc", "do_unet", ("best", "refined"), 0),
     ("plt", "do_unet", ("best", "refined"), 0),
     ("rbc", "do_unet", ("as_paper",), 0),
-    ("rbc", "segnet", ("model_b",), 0),
 ]
 
 

@@ -17,7 +17,7 @@ from ..counting import count
 from ..data import read_smear
 from ..drawing import METHOD_TITLES, number
 from ..evaluation import bootstrap, count_accuracy
-from ..settings import Counting
+from ..settings import OF_EDGES, Counting
 from .held_out import best_on_training, own_rows
 from bloodcount.studies.protocol import (
     Run,
@@ -88,7 +88,7 @@ def head_to_head(
         if len(pair) < 2:
             continue
         best = [best_on_training(each, held_out, truth) for each in pair]
-        known = [method for method in run.how(cell).count if method != "ccl_mask"]
+        known = [method for method in run.how(cell).count if method not in OF_EDGES]
         for name, methods in {**{m: (m, m) for m in known}, "": best}.items():
             for images in ("train", "test"):
                 chosen = groups(run.data, truth).get(images, [])
@@ -155,7 +155,7 @@ def nearby(
     "Every way to count with the counting's own method whose parameters are the tuned ones or next to them."
     method, options = counting.method, counting.count[counting.method]
     values = {}
-    for name in VARIED[method]:
+    for name in VARIED.get(method, ()):  # None of a counter that was added
         owner = counting.threshold if name in ("mask", "edge") else options
         if name == "at_least_one":
             values[name] = (

@@ -48,7 +48,7 @@ from bloodcount.studies.star_network import (
     star_folder,
     star_name,
 )
-from .tables import with_interval
+from .tables import COUNTING, with_interval
 from ..synthetic import synthetic_smear
 from ..tiles import resized
 
@@ -343,7 +343,6 @@ def second_rows(run: Run, fields: list[Field]) -> pd.DataFrame:  # As `elsewhere
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #c914f711
 ELSEWHERE = "elsewhere"  # Its table of results
-_WHO = ["model", "weights", "recipe", "cell", "counting", "method"]
 
 
 def _counted(run: Run, part: pd.DataFrame) -> dict[str, float]:
@@ -371,8 +370,13 @@ def elsewhere_results(
 ) -> pd.DataFrame:  # Columns RESULTS; images: the set, or SET/IMAGE
     "What is found of each set by each network; and the numbers of each field, once."
     results = []
-    for (of, *who), part in rows.groupby(["set", *_WHO], sort=False) if len(rows) else ():
-        key = {"table": ELSEWHERE, **dict(zip(_WHO, who)), "images": of + part_of, "n": len(part)}
+    for (of, *who), part in rows.groupby(["set", *COUNTING], sort=False) if len(rows) else ():
+        key = {
+            "table": ELSEWHERE,
+            **dict(zip(COUNTING, who)),
+            "images": of + part_of,
+            "n": len(part),
+        }
         marked = part["outlined"].sum()
         values = {"marked": marked, "outside": part["outside"].sum()}
         if marked:

@@ -32,7 +32,7 @@ from bloodcount.studies.results import (
     joined,
     like_with_like,
     long_form,
-    network_title,
+    network_titles,
     value_of,
 )
 from .tables import COUNTING, counted_by
@@ -215,6 +215,5 @@ def magnification_points(
     part = results[(results["table"] == "magnification") & (results["images"] == "test")]
     part = like_with_like(part[part["quantity"] == "count_accuracy"])
     part = part.rename(columns={"condition": "way", "level": "scale", "value": "accuracy"})
-    who = zip(*(part[column] for column in ("model", "weights", "recipe", "cell")))
-    part["network"] = [network_title(*each) for each in who]
+    part["network"] = network_titles(part)
     return part[["network", "method", "way", "scale", "accuracy"]]

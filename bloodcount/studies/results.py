@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'OF_IMAGES', 'TRUTH', 'MAIN_TRUTH', 'TRUTH_TITLES', 'CHOSEN', 'TABLE_II', 'AUTHORS_SEGNET', 'table_of',
-           'published', 'long_form', 'value_of', 'joined', 'network_title', 'run_title', 'like_with_like',
-           'images_title', 'count_results', 'instance_results', 'pooled_dice', 'pixel_results', 'network_results',
-           'segnet_counts', 'segnet_results', 'tile_results', 'sweep_threshold', 'write_results', 'typed',
-           'counts_with_truth']
+           'published', 'long_form', 'value_of', 'joined', 'network_title', 'network_titles', 'run_title',
+           'like_with_like', 'images_title', 'count_results', 'instance_results', 'pooled_dice', 'pixel_results',
+           'network_results', 'segnet_counts', 'segnet_results', 'tile_results', 'sweep_threshold', 'write_results',
+           'typed', 'counts_with_truth']
 
 # %% ../../nbs/studies/01_results.ipynb #2662d82e
 import dataclasses
@@ -120,6 +120,14 @@ def network_title(model: str, weights: str, recipe: str = "", cell: str = "") ->
     owner = owners[weights]
     other = recipe and recipe != CHOSEN.get((model, cell))
     return owner + NETWORK_TITLES[model] + (f", recipe {recipe}" if other else "")
+
+
+def network_titles(
+    rows: pd.DataFrame,  # Has columns model, weights, recipe, cell
+) -> list[str]:
+    "The network of each row, as tables say it."
+    who = zip(*(rows[column] for column in ("model", "weights", "recipe", "cell")))
+    return [network_title(*each) for each in who]
 
 
 def run_title(run: Run, cell: str) -> str:

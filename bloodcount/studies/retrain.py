@@ -30,9 +30,8 @@ from ..settings import CELLS, Settings, load_settings
 from ..source import digest
 from ..stars import STAR_WEIGHTS
 from .parameters import check_parameters
-from .protocol import SEGNET_MASKS, run_data
+from .protocol import HOMES, SEGNET_MASKS, run_data
 from bloodcount.studies.reproduce import (
-    HOMES,
     Reproduction,
     environment_of,
     known_notebooks,
@@ -270,11 +269,10 @@ def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where
     "Put a trained and tuned network where the tables of this run look for it; raises `RunError`."
     if not _tables_look_here():
         return BY_HAND
-    from bloodcount.studies.training import keep_masks, ship
+    from bloodcount.studies.training import is_chosen, keep_masks, ship
 
     card = read_card(folder)
-    chosen = CHOSEN.get((card["network"], card["cell"])) == card["recipe"] and card["seed"] == 0
-    if chosen and card["network"] == "segnet":
+    if is_chosen(card, "segnet"):
         return f"{keep_masks(folder, settings, data)} images in {SEGNET_MASKS / card['cell']}"
     return str(ship(folder))
 

@@ -27,8 +27,8 @@ from ..star_training import WIDTHS, StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
 from ..stars import STAR_WEIGHTS, load_stars
 from .elsewhere import SECOND, fields_of, other_name, second_truths
-from .protocol import Run, progress, repeats
-from .star_network import as_frames, star_results, star_rows
+from .protocol import Run, as_frames, progress, repeats
+from .star_network import STAR_KEYS, star_results, star_rows
 from .training import step_bar
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8
@@ -179,7 +179,7 @@ def score_star(training: StarTraining) -> pd.DataFrame:  # Columns RESULTS; also
     for name in progress(data.index.index[(splits == "test").any(axis=1)], "scores"):
         smear = read_smear(data, name)
         rows.append(star_rows(smear, finder(smear.image), iou))
-    results = star_results(run, as_frames(rows))
+    results = star_results(run, as_frames(rows, STAR_KEYS))
     results = results[results["images"] == "test"]
     write_text(folder / "scores.csv", results.round(6).to_csv(index=False, lineterminator="\n"))
     return results

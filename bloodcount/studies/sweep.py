@@ -30,7 +30,7 @@ from ..files import sha256, writable, write_text
 from ..settings import PROFILES, PROJECT, load_settings
 from ..source import code_digest, digest
 from .parameters import check_parameters
-from .reproduce import HOMES
+from .protocol import HOMES
 from bloodcount.studies.runner import (
     Job,
     Outcome,

@@ -7,12 +7,12 @@ __all__ = ['CHANNELS', 'SHRINK', 'RING', 'ROUNDS', 'METRICS', 'SYSTEM_COUNTERS',
            'SYSTEMS_FOLDER', 'Otsu', 'disc', 'opened', 'filled', 'otsu_mask', 'GrabCut', 'edge_strength', 'seeds',
            'grabcut_mask', 'quasi_euclidean', 'DistanceCCL', 'distance_ccl', 'System', 'system_who', 'systems_for',
            'Tuned', 'tuned_file', 'read_tuned', 'segmentations', 'best_segmentation', 'tune_system', 'tune_systems',
-           'score_by_system', 'system_scores', 'system_counts', 'system_results']
+           'score_by_system', 'system_scores', 'system_results']
 
 # %% ../../nbs/studies/15_systems.ipynb #68d78d24
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,12 +28,7 @@ from skimage.morphology import local_maxima
 from ..counting import COUNTERS, Cells, binary, cells_from_discs, components, distance
 from ..data import Smear, names, read_smear
 from ..errors import InputError, IntegrityError
-from bloodcount.evaluation import (
-    instances_from_cells,
-    instances_from_polygons,
-    matching,
-    steps,
-)
+from ..evaluation import steps
 from ..files import write_text
 from ..segmentation import Maps, masks_name, read_masks
 from ..settings import METHODS, PROJECT, Counting, Thresholds
@@ -42,9 +37,11 @@ from bloodcount.studies.protocol import (
     TRUTHS,
     Run,
     Scores,
+    as_frames,
     counted_images,
     has_masks,
     kept_rows,
+    match_rows,
     progress,
     two_at_a_time,
 )
@@ -424,19 +421,6 @@ def tune_systems(
             text = json.dumps(dataclasses.asdict(tuned), indent=1, ensure_ascii=False)
             write_text(tuned_file(name, cell), text + "\n")
 
-# %% ../../nbs/studies/15_systems.ipynb #06916aa4
-def _matches(smear: Smear, cell: str, found: Mapping[str, Cells], iou: list[float]) -> list[dict]:
-    "How the cells of each method match the outlined ones."
-    if cell not in smear.polygons:
-        return []
-    shape = smear.image.shape[:2]
-    truth, rows = instances_from_polygons(smear.polygons[cell], shape), []
-    for method, cells in found.items():
-        frame = matching(truth, instances_from_cells(cells, shape), iou)
-        key = {"image": smear.name, "cell": cell, "method": method}
-        rows += [key | row for row in frame.to_dict("records")]
-    return rows
-
 # %% ../../nbs/studies/15_systems.ipynb #864cedc6
 def score_by_system(run: Run, cell: str, name: str, image: str) -> dict[str, list[dict]]:
     "The counts and matches of one image, made once."
@@ -454,7 +438,7 @@ def score_by_system(run: Run, cell: str, name: str, image: str) -> dict[str, lis
         }
         key = {"image": image, "cell": cell}
         counts = [key | {"method": m, "predicted": len(cells)} for m, cells in found.items()]
-        return {"counts": counts, "matches": _matches(smear, cell, found, iou)}
+        return {"counts": counts, "matches": match_rows(smear, cell, found, iou)}
 
     about = (image, cell, name, how, kept, iou)
     return kept_rows(run, f"systems-{cell}", about, make, ("studies.systems",))
@@ -472,26 +456,10 @@ def system_scores(
         f"{cell}, {name}",
     )
     keys = {"counts": ["predicted"], "matches": ["thresh"], "pixels": ["map", "quantity", "value"]}
-    rows = {part: [row for each in scored for row in each.get(part, [])] for part in keys}
     columns = {part: ["image", "cell", "method", *more] for part, more in keys.items()}
-    return Scores(
-        **{p: pd.DataFrame(rows[p], columns=None if rows[p] else columns[p]) for p in keys}
-    )
+    return Scores(**as_frames(scored, columns))
 
-# %% ../../nbs/studies/15_systems.ipynb #92551318
-def system_counts(
-    run: Run,
-    cell: str,
-) -> pd.DataFrame:  # image, cell, method, predicted, model, weights, recipe
-    "What every system counts."
-    frames = [
-        system_scores(run, cell, name).counts.assign(**system_who(name))
-        for name in systems_for(run, cell)
-    ]
-    columns = ["image", "cell", "method", "predicted", *system_who("")]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
+# %% ../../nbs/studies/15_systems.ipynb #5ec012aa
 def system_results(
     run: Run,
     truth: str,  # A column of the index

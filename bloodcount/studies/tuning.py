@@ -33,7 +33,7 @@ from ..files import read_card
 from ..models import write_counting
 from ..paste import paste_cells
 from ..segmentation import Maps
-from ..settings import Counting, Settings, Thresholds
+from ..settings import OF_EDGES, Counting, Settings, Thresholds
 from .protocol import TRUTHS, Run, maps_of, network_folder, progress
 
 # %% ../../nbs/studies/05_tuning.ipynb #aa667822
@@ -245,7 +245,7 @@ def tune(
             for start in starts(counting.count[method], free)
         ]
         scores[method], thresholds, tuned[method] = max(found, key=lambda each: each[0])
-    best = max((m for m in scores if m != "ccl_mask"), key=scores.get)
+    best = max((m for m in scores if m not in OF_EDGES), key=scores.get)
     return Counting(thresholds, best, tuned), scores
 
 # %% ../../nbs/studies/05_tuning.ipynb #ef465eb0
