@@ -80,7 +80,7 @@ def _with_discs(kept: Cells, new: np.ndarray, radii: np.ndarray) -> np.ndarray:
         labels[int(row), int(col)] = len(kept) + i + 1
     return labels
 
-
+# %% ../nbs/12_app.ipynb #cc7d42bb
 def _changed(cell: str, cells: Cells, correction: Correction) -> Cells:
     gone = [label - 1 for c, label in correction.removed if c == cell and label <= len(cells)]
     keep = np.ones(len(cells), bool)

@@ -187,7 +187,7 @@ def _keeps(before: dict | None, row: dict) -> bool:
         return False
     return row["sha256"] in ("", before["sha256"])
 
-
+# %% ../nbs/11_batch.ipynb #50eb595f
 def write_result(
     store: Store,
     output: Output,
@@ -322,7 +322,7 @@ def count_files(
                 )  # An earlier run may have called it otherwise
     return as_counts(rows)
 
-
+# %% ../nbs/11_batch.ipynb #d7036d78
 def _key(path: str, row: dict) -> tuple:
     return os.path.abspath(path), row["cell"], row["settings"]
 

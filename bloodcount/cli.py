@@ -192,8 +192,6 @@ def count_command(
     pictures and label images of the cells. Run it again to go on after a break.
     """
     cells, methods = named_cells(cell or [], weights), named_methods(method or [])
-    if dask and jobs > 1:
-        raise SettingsError("--jobs is for this machine, --dask for a cluster: leave one out.")
     from bloodcount import batch, results
 
     results.pool_of("", pool)
@@ -242,6 +240,9 @@ def count_images(
     "Count the images that paths name; what is left out is said on stderr; raises `BloodcountError`."
     from bloodcount import batch
 
+    *_, jobs, dask = asked
+    if dask and jobs > 1:
+        raise SettingsError("--jobs is for this machine, --dask for a cluster: leave one out.")
     found, notes = batch.find_images(named_paths(paths), recursive)
     for note in notes:
         print(one_line(note), file=sys.stderr)
