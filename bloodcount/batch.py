@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from .store import STORE, Store, image_name, write_record
 from PIL import Image
 
 from .cache import made_once
@@ -30,6 +29,7 @@ from .files import sha256, writing
 from .picture import CountPlan, count_source, finder_of, listening, settings_name
 from .results import Result, as_counts, cell_table
 from .settings import CELLS
+from .store import STORE, Store, image_name, write_record
 
 # %% ../nbs/11_batch.ipynb #66f4d241
 SUFFIXES = set(
@@ -312,14 +312,11 @@ def count_files(
         raise
     finally:
         store.merge()
-    rows = []
+    rows = []  # With the names of this run, which may not be those of an earlier one
     for job in itertools.chain(*by_plan):
         for cell in job.plan.cells:
             if row := store.row(job.image, cell, job.settings):
-                row = failed.get(_key(job.path, row), row)
-                rows.append(
-                    row | {"image": job.path}
-                )  # An earlier run may have called it otherwise
+                rows.append(failed.get(_key(job.path, row), row) | {"image": job.path})
     return as_counts(rows)
 
 # %% ../nbs/11_batch.ipynb #d7036d78
