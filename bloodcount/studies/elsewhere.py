@@ -420,7 +420,7 @@ def elsewhere_table(
     "What each network finds of each set, as far as the truth of the set can bear it."
     rows, sets = [], [of + part_of for of in SETS]
     part = results[(results["table"] == ELSEWHERE) & results["images"].isin(sets)]
-    networks = part.groupby(["images", "model", "weights", "recipe"], sort=False)
+    networks = part.groupby(["images", "model", "weights"], sort=False)  # Each cell has its recipe
     for (of, *_), one in sorted(networks, key=lambda each: sets.index(each[0][0])):
         n = one["n"].max()
         row = {"set": of, "fields": f"{n:.0f}", "segmented by": _title(one)}
