@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from skimage.measure import label, regionprops
 
+from .balance import background, shrunk
 from .images import GREY, Picture, open_picture
 from .settings import CELLS
 
@@ -69,23 +70,12 @@ def _inner_box(image: np.ndarray) -> tuple[slice, slice]:
             changed |= lines > 0
     return slice(box["top"], box["bottom"]), slice(box["left"], box["right"])
 
-# %% ../nbs/09_quality.ipynb #98ca10a1
-_SMALL = 480  # Longest side of the picture in which colours are measured, px
-
-
-def _shrunk(image: np.ndarray, side: int = _SMALL) -> np.ndarray:
-    factor = side / max(image.shape[:2])
-    if factor >= 1:
-        return image
-    size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
 # %% ../nbs/09_quality.ipynb #4ab16dd5
 def _eyepiece(
     image: np.ndarray,  # (H, W, 3) uint8, without strips
 ) -> np.ndarray | None:  # (H, W) bool
     "The disc that an eyepiece shows, if there is one."
-    small = _shrunk(image)
+    small = shrunk(image)
     brightest = small.max(axis=2)
     dark = brightest < min(60, 0.3 * np.percentile(brightest, 95))
     for outside in (dark, small.min(axis=2) >= 245):
@@ -134,17 +124,15 @@ def inside(
 # %% ../nbs/09_quality.ipynb #6e962b56
 def _densities(small: np.ndarray, seen: np.ndarray) -> dict[str, float]:
     "What the stain of the red cells looks like; NaN where too little is stained."
-    green = small[..., 1]
-    cut, _ = cv2.threshold(green[seen], 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    bright = seen & (green > cut)
-    background = np.median(small[bright], axis=0) if bright.any() else np.full(3, 255.0)
-    density = np.log((background + 1) / (small[seen] + np.float32(1)))
+    between = background(small, seen) + 1
+    density = np.log(between / (small[seen] + np.float32(1)))
     red, green, blue = density[(density[:, 1] > 0.08) & (density[:, 1] < 0.5)].T
-    found = {"tint": float((background.max() + 1) / (background.min() + 1))}
+    found = {"tint": float(between.max() / between.min())}
     if green.size < 200:
         return found
     most = (green >= 0.85 * red) & (green >= 0.85 * blue)
     found |= {"stain": float(most.mean()), "red_cells": float(np.median((blue - red) / green))}
+    found["red_over_green"] = float(np.median(red / green))
     dense = green > 0.12  # not the dim corners of a field
     if dense.sum() < 0.01 * len(density):
         return found
@@ -210,7 +198,7 @@ def measure(
         return {"contrast": 0.0}
     part, (row, col) = inside(image, field)
     kept = field[row : row + part.shape[0], col : col + part.shape[1]]
-    small = _shrunk(part)
+    small = shrunk(part)
     seen = cv2.resize(kept.astype(np.uint8), small.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     seen = seen > 0
     brightest, green = small.max(axis=2)[seen], small[..., 1][seen]

@@ -136,7 +136,7 @@ def cell_table(
 COUNTS = [
     "image", "page", "cell", "count", "count_low", "count_high", "method", "network", "weights",
     "scale", "cell_diameter", "border", "border_cells", "status", "reason", "warnings",
-    "brightness", "width", "height", "pixel_size", "sha256", "settings", "weights_sha256",
+    "brightness", "white_balance", "width", "height", "pixel_size", "sha256", "settings", "weights_sha256",
     "overlay", "labels", "version",
 ]  # fmt: skip
 # The columns of cells.csv.

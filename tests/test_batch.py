@@ -20,10 +20,11 @@ from PIL import Image, ImageOps
 
 from bloodcount import batch, cli, picture
 from bloodcount.batch import STORE, Output, count_files, count_folder, find_images
+from bloodcount.blocks import in_blocks
 from bloodcount.errors import InputError, IntegrityError, RunError
 from bloodcount.exports import read_labels, write_labels
 from bloodcount.images import read_image
-from bloodcount.picture import CountPlan, count, in_blocks
+from bloodcount.picture import CountPlan, count
 from bloodcount.results import COUNTS, FOUND, by_rule
 from bloodcount.synthetic import synthetic_smear
 

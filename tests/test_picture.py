@@ -94,17 +94,22 @@ def test_a_size_that_cannot_be_is_refused(size, said):
         CountPlan(**size)
 
 
-def test_white_cells_that_are_red_ones_too_are_doubtful():
+def test_a_stain_that_the_networks_do_not_know_is_doubtful():
     paper = LazyFinder(("rbc", "wbc"), "", "bloodcount", "", "paper")
     star = dataclasses.replace(paper, network="stardist")
-    places = np.array([[40, 40], [40, 140], [140, 40], [140, 140]])
-    red = cells_from_discs(places, np.full(4, 20), (200, 200))
-    beside = cells_from_discs(places + 45, np.full(4, 20), (200, 200))
-    said = picture.strange_colours(paper, {"rbc": red, "wbc": red})
-    assert said.startswith("4 of 4 white cells lie on red ones") and "elsewhere" in said
-    assert not picture.strange_colours(paper, {"rbc": red, "wbc": beside})
-    assert not picture.strange_colours(paper, {"wbc": red})
-    assert not picture.strange_colours(star, {"rbc": red, "wbc": red})
+    own = dataclasses.replace(paper, weights="runs/mine")
+    assert "--weights elsewhere" in picture.strange_colours(paper, 0.1)
+    for finder, red_over_green in ((paper, 0.14), (paper, np.nan), (star, 0.1), (own, 0.1)):
+        assert not picture.strange_colours(finder, red_over_green)
+
+
+def test_pink_cells_are_pinker_than_others():
+    pink = (255 * np.float32([0.72, 0.84, 0.74])).round()  # A background of aslan
+    cells = 255 * np.float32([0.72, 0.62, 0.66])
+    dark = (SMEAR.image[..., 1] < 158)[..., None]
+    image = np.where(dark, cells, pink).astype(np.uint8)
+    assert picture.look_at(image).red_over_green < picture.LEAST_RED
+    assert picture.look_at(SMEAR.image).red_over_green > picture.LEAST_RED
 
 
 def test_a_grey_picture_is_told_once():

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from ..balance import balanced
 from ..counting import Cells, components, count
 from ..drawing import LINE_COLOURS, STYLE, WIDTH, number, overlay
 from ..errors import InputError
@@ -241,7 +242,7 @@ def star_field(
     "What a star network finds in a field, and the diameter of red cells, px."
 
     def make() -> dict:
-        image = field.read()
+        image = balanced(field.read())
         scale = finder().scale(image)
         found = finder()(image, scale)
         who = STAR | {"weights": weights, "method": "stars"}
@@ -250,7 +251,7 @@ def star_field(
 
     name = finder_name(finder) if weights == STAR["weights"] else (weights, *star_name(weights))
     depends = (field.set, field.name, *field.depends, *name)
-    return kept_rows(run, "elsewhere", depends, make, (*FOUND_BY, "studies.elsewhere"))
+    return kept_rows(run, "elsewhere", depends, make, (*FOUND_BY, "balance", "studies.elsewhere"))
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #6dcb81e0
 def paper_field(
@@ -263,7 +264,7 @@ def paper_field(
     "What a run's networks find in a field, each by its own method."
 
     def make() -> list[dict]:
-        image, rows = field.read(), []
+        image, rows = balanced(field.read()), []
         for cell in field.marks:
             counting = run.how(cell)
             cells = at_size(image, diameter, known, segmenter(cell), counting)
@@ -277,7 +278,11 @@ def paper_field(
     by = run.weights, checksums, how, run.settings.preprocess, run.settings.segment[run.network]
     depends = (field.set, field.name, *field.depends, diameter, known, *by)
     return kept_rows(
-        run, "elsewhere", depends, make, ("scale", "tiles", "networks", "studies.elsewhere")
+        run,
+        "elsewhere",
+        depends,
+        make,
+        ("balance", "scale", "tiles", "networks", "studies.elsewhere"),
     )
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #bc330f81
@@ -525,7 +530,7 @@ def wrong_figure(
     panels = figure.subplots(-(-len(shown) // 2), 2, squeeze=False)
     for ax, field in zip(panels.flat, shown):
         image = field.read()
-        found = finder()(image)
+        found = finder()(balanced(image))
         found = {cell: found[cell] for cell in field.marks}
         picture, points = overlay(image, found), SETS[field.set].points
         for cell, marks in field.marks.items():

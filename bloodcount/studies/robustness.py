@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..balance import balanced
 from ..data import names, read_smear
 from ..drawing import CELL_TITLES, LINE_COLOURS, MARKERS, STYLE, WIDTH
 from ..errors import SettingsError, hint
@@ -78,14 +79,14 @@ def worse(
 
 # %% ../../nbs/studies/19_robustness.ipynb #8fe3c4bf
 def pictures_of(run: Run) -> dict[tuple[str, str, float], np.ndarray]:
-    "The middles of the benchmark's test images, unchanged and changed, by image, kind and level."
+    "The middles of the benchmark's test images, unchanged and changed, by image, kind and level; balanced."
     pictures = {}
     for name in names(run.data, "rbc", "test", ["count"]):
         image = middle(read_smear(run.data, name, ()).image, WINDOW)
-        pictures[name, "unchanged", 0.0] = image
+        pictures[name, "unchanged", 0.0] = balanced(image)
         for kind, levels in CHANGES.items():
             for level in levels[-1:] if run.settings.profile == "smoke" else levels:
-                pictures[name, kind, float(level)] = worse(image, kind, level)
+                pictures[name, kind, float(level)] = balanced(worse(image, kind, level))
     return pictures
 
 
