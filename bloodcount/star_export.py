@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .balance import KNOWN
 from .drawing import CELL_TITLES
 from .errors import SettingsError
 from .files import replacing, write_text
@@ -183,7 +184,7 @@ READ_ME = """# {title}
 A StarDist network for stained blood smears: red cells, white cells and platelets. Written by bloodcount {version}; `card.json` says what it learnt from.
 
 ## Use
-`image` is RGB, 0 to 255, divided by 255. Resize it first until a usual red cell is {diameter:.0f} px wide{widths}. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
+`image` is RGB, 0 to 255, divided by 255. The network knows backgrounds with {red} over green, and {blue}: multiply red and blue to get there, as bloodcount does. Resize the picture until a usual red cell is {diameter:.0f} px wide{widths}. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
 
 Each map has half the sides of the image. `prob` is high in the middle of a cell. `dist` is the distance from there to the outline, px of the image, in 32 directions, from the right through the bottom. `prob_class` has background, {kinds}.
 
@@ -218,11 +219,13 @@ def read_me(
         f"; {CELL_TITLES[cell]} come from another picture, where it is {px:.0f} px wide"
         for cell, px in other
     ]
+    balance = {name: f"{name} from {low} to {high}" for name, (low, high) in KNOWN.items()}
     return READ_ME.format(
         title=title, version=__version__, diameter=card["diameter"], step=STEP, margin=MARGIN,
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
         smallest="; ".join(sizes) or "none", widths="".join(widths),
         thresholds=listed(card["thresholds"]), f1=listed(card.get("validation", {}).get("f1", {})),
+        **balance,
     )  # fmt: skip
 
 # %% ../nbs/11_star_export.ipynb #07aa7d81

@@ -187,8 +187,7 @@ def robustness_figure(
             ax.plot(line["level"], line["drift"], color=colour, marker=marker, label=network)
         ax.axhline(0, color="#999999", lw=0.6, zorder=0)
         ax.set(title=kind, xlabel=unit)
-        ax.set_yscale("symlog", linthresh=10)
-        ax.yaxis.set_major_formatter("{x:+.0f}")
+        ax.yaxis.set_major_formatter(lambda x, _: f"{x:+.0f}" if x else "0")
         if kind == "JPEG":  # Worse to the right, as everywhere
             ax.invert_xaxis()
     grid[1, 3].axis("off")
