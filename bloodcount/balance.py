@@ -9,17 +9,15 @@ __all__ = ['SMALL', 'KNOWN', 'LEAST', 'MOST', 'OVEREXPOSED', 'AS_IT_IS', 'shrunk
 import cv2
 import numpy as np
 
+from .tiles import resized
+
 # %% ../nbs/09_balance.ipynb #bf1ea04e
 SMALL = 480  # Longest side of the picture in which colours are measured, px
 
 
-def shrunk(image: np.ndarray, side: int = SMALL) -> np.ndarray:
-    "The image, its longest side at most `side` px."
-    factor = side / max(image.shape[:2])
-    if factor >= 1:
-        return image
-    size = [max(round(n * factor), 1) for n in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def shrunk(image: np.ndarray) -> np.ndarray:
+    "The image, its longest side at most `SMALL` px."
+    return resized(image, min(1.0, SMALL / max(image.shape[:2])))
 
 
 def background(

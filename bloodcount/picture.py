@@ -344,61 +344,61 @@ def look_at(
     )  # fmt: skip
 
 # %% ../nbs/11_picture.ipynb #ef280793
-_heard = threading.local()
+_collected = threading.local()
 
 
 @contextlib.contextmanager
 def hearing() -> Iterator[list[str]]:
     "Collect the user warnings of this thread, each once; those of others go where they went."
-    before, mine = getattr(_heard, "said", None), []
-    _heard.said = mine
+    before, mine = getattr(_collected, "said", None), []
+    _collected.said = mine
     try:
         yield mine
     finally:
-        _heard.said = before
+        _collected.said = before
 
 
-def _hear(message: Warning, category: type, *where: Any, **more: Any) -> None:
-    said = getattr(_heard, "said", None)
+def _route(message: Warning, category: type, *where: Any, **more: Any) -> None:
+    said = getattr(_collected, "said", None)
     if said is None or not issubclass(category, UserWarning):
-        return _EARS.shown(message, category, *where, **more)
+        return _ROUTER.shown(message, category, *where, **more)
     if (sentence := one_line(message)) not in said:
         said.append(sentence)
 
 # %% ../nbs/11_picture.ipynb #e1e08ee0
-class _Ears:
-    "Whoever listens, and what was there before the first of them."
+class _WarningRouter:
+    "Counts the counts that run, and puts Python's way to show warnings back after the last."
 
     def __init__(self) -> None:
-        self.lock, self.listeners = threading.Lock(), 0
+        self.lock, self.running = threading.Lock(), 0
         self.shown, self.before = warnings.showwarning, contextlib.ExitStack()
 
     def open(self) -> None:
         with self.lock:
-            self.listeners += 1
-            if self.listeners == 1:
+            self.running += 1
+            if self.running == 1:
                 self.before.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("always", UserWarning)
-                self.shown, warnings.showwarning = warnings.showwarning, _hear
+                self.shown, warnings.showwarning = warnings.showwarning, _route
 
     def close(self) -> None:
         with self.lock:
-            self.listeners -= 1
-            if not self.listeners:
+            self.running -= 1
+            if not self.running:
                 self.before.close()
 
 
-_EARS = _Ears()
+_ROUTER = _WarningRouter()
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     "Send each warning to the thread that it comes from, for as long as pictures are counted."
-    _EARS.open()
+    _ROUTER.open()
     try:
         yield
     finally:
-        _EARS.close()
+        _ROUTER.close()
 
 # %% ../nbs/11_picture.ipynb #39433be4
 def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cells:

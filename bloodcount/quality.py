@@ -15,6 +15,7 @@ from skimage.measure import label, regionprops
 from .balance import AS_IT_IS, OVEREXPOSED, background, gains, shrunk
 from .images import GREY, Picture, open_picture
 from .settings import CELLS
+from .tiles import resized
 
 # %% ../nbs/09_quality.ipynb #02fa75b3
 _NEAR = 12  # Grey levels within which two pixels have one colour, JPEG's noise included
@@ -168,9 +169,7 @@ def _edge_width(
     if not diameter > 0:
         return np.nan
     zoom = min(1.0, 40 / diameter)
-    size = [max(round(side * zoom), 1) for side in image.shape[1::-1]]
-    green = cv2.resize(image[..., 1], size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    green = cv2.GaussianBlur(green, (0, 0), 0.7)
+    green = cv2.GaussianBlur(resized(image[..., 1], zoom).astype(np.float32), (0, 0), 0.7)
     across, down = (cv2.Sobel(green, cv2.CV_32F, x, 1 - x, scale=1 / 8) for x in (1, 0))
     window = np.ones((15, 15), np.uint8)
     rise = cv2.dilate(green, window) - cv2.erode(green, window)

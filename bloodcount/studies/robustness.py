@@ -19,8 +19,8 @@ from ..balance import background, balanced, gains, shrunk
 from ..data import names, read_smear
 from ..drawing import CELL_TITLES, LINE_COLOURS, MARKERS, STYLE, WIDTH
 from ..errors import SettingsError, hint
-from ..picture import OURS
-from ..segmentation import load_segmenter
+from ..scale import middle
+from ..segmentation import WEIGHTS, load_segmenter
 from bloodcount.studies.colour import (
     SHIFTS,
     WINDOW,
@@ -28,7 +28,6 @@ from bloodcount.studies.colour import (
     drift_points,
     drift_rows,
     kept_count,
-    middle,
     shifted,
 )
 from .figures import nothing_to_draw
@@ -83,7 +82,7 @@ def pictures_of(run: Run) -> dict[tuple[str, str, float], np.ndarray]:
     "The middles of the benchmark's test images, unchanged and changed, by image, kind and level."
     pictures = {}
     for name in names(run.data, "rbc", "test", ["count"]):
-        image = middle(read_smear(run.data, name, ()).image, WINDOW)
+        image = middle(read_smear(run.data, name, ()).image, 1, WINDOW)
         pictures[name, "unchanged", 0.0] = image
         for kind, levels in CHANGES.items():
             for level in levels[-1:] if run.settings.profile == "smoke" else levels:
@@ -141,7 +140,7 @@ def paper_counts(
     for cell in TRUTHS if pictures else ():
         if knows(run, cell) and run.weights != "segnet":
             segmenter = load_segmenter(cell, run.settings, run.weights)
-            shown = in_known_balance(pictures) if run.weights in OURS else pictures
+            shown = in_known_balance(pictures) if run.weights in WEIGHTS else pictures
             images = progress(shown.values(), f"{about(run, cell)}, worse pictures")
             counts[cell] = _counts(pictures, [kept_count(run, i, segmenter) for i in images])
     return counts
