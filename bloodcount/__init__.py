@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # What `import bloodcount as bc` offers, and the module that it comes from; loaded when it is first asked for.
 _DOOR = {
     "COUNTERS": "counting",
+    "balanced": "balance",
     "count": "picture",
     "count_folder": "batch",
     "load_model": "models",

@@ -368,7 +368,8 @@ def _on_cluster(todo, output, store, address: str, bar) -> Iterator[list[dict]]:
     from distributed import Client, as_completed
 
     # A worker may have another working folder
-    todo = [[replace(job, path=os.path.abspath(job.path)) for job in some] for some in todo]
+    paths = {job.path: os.path.abspath(job.path) for some in todo for job in some}
+    todo = [[replace(job, path=paths[job.path]) for job in some] for some in todo]
     output = replace(output, out=output.out.absolute())
     with Client(address, timeout="20s") as client:
         futures = client.map(do_jobs, todo, output=output, retries=2, pure=False)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .balance import KNOWN, balanced, gains, said
+from .balance import AS_IT_IS, KNOWN, balanced, said
 from .blocks import BLOCK_PIXELS, Finder, Tell, enough_memory, in_blocks
 from .cache import once
 from .counting import Cells
@@ -155,6 +155,16 @@ def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: 
     return functools.partial(resized_find, lazy, zoom), size, doubt
 
 # %% ../nbs/11_picture.ipynb #6c03dd2a
+def _ships(finder: Finder) -> bool:
+    "Whether it counts with weights of this package, or with the authors'."
+    return isinstance(finder, LazyFinder) and finder.weights in OURS
+
+
+def _of_the_paper(finder: Finder) -> bool:
+    "Whether it is one of those, and a network of the paper."
+    return _ships(finder) and finder.network != STARS
+
+
 def strange_size(
     finder: Finder,
     cells: Mapping[str, Cells],
@@ -162,9 +172,7 @@ def strange_size(
 ) -> str:
     "Why the red cells are not of the size that the networks know; empty if they are."
     red = cells.get("rbc", ())
-    if not isinstance(finder, LazyFinder) or finder.network == STARS:
-        return ""
-    if finder.weights not in ("bloodcount", "authors") or len(red) < 10:
+    if not _of_the_paper(finder) or len(red) < 10:
         return ""
     width = float(np.median(2 * np.sqrt(red.area / np.pi))) / scale
     if KNOWN_PX[0] <= width <= KNOWN_PX[1]:
@@ -175,8 +183,9 @@ def strange_size(
     )
 
 # %% ../nbs/11_picture.ipynb #14eaad02
-# Least density of the stain in red light over that in green. Red cells of ALL-IDB1 have 0.18 and more, those of two
-# other laboratories 0.14 and more; those of a third (aslan), of which these networks find less than half, 0.10 at most
+# Least density of the stain in red light over that in green. Fields of ALL-IDB1 have 0.19 and more, those of two other
+# laboratories 0.16 and more. Of a third (aslan), where these networks find less than half of the red cells, 49 of 50
+# have 0.05 at most
 LEAST_RED = 0.12
 
 
@@ -185,9 +194,7 @@ def strange_colours(
     red_over_green: float,  # As `quality.measure` has it
 ) -> str:
     "Why the stain is none that the paper's networks know; empty if it is, or if another network counts."
-    if not isinstance(finder, LazyFinder) or finder.network == STARS:
-        return ""
-    if finder.weights not in ("bloodcount", "authors") or not red_over_green < LEAST_RED:
+    if not _of_the_paper(finder) or not red_over_green < LEAST_RED:
         return ""
     return (
         "The red cells are pinker than those that these networks know; "
@@ -303,7 +310,8 @@ def settings_name(plan: CountPlan, finder: Any) -> str:  # 12 hexadecimal digits
     same = dataclasses.replace(plan, cells=(), profile="paper", network="")
     ours = isinstance(finder, LazyFinder) and (plan.weights in OURS or finder.network == STARS)
     knows = CELLS if ours else plan.cells
-    return digest(same, KNOWN, *(sorted(about(finder, cell).items()) for cell in knows))
+    balance = [KNOWN] if _ships(finder) else []
+    return digest(same, *balance, *(sorted(about(finder, cell).items()) for cell in knows))
 
 # %% ../nbs/11_picture.ipynb #f77196b8
 @dataclass(frozen=True)
@@ -318,10 +326,8 @@ class Seen:
     reasons: tuple[str, ...] = ()  # Why its counts are doubtful
     countable: tuple[str, ...] = CELLS  # Cell types; the others have no count
     warnings: tuple[str, ...] = ()
-    gains: np.ndarray | None = (
-        None  # (3,) float, to a white balance that the networks know; None if it has it
-    )
-    red_over_green: float = np.nan  # See `strange_colours`
+    gains: tuple[float, float, float] = AS_IT_IS  # To a white balance that the networks know
+    red_over_green: float = np.nan  # Density of the stain in red light over that in green
 
 
 def look_at(
@@ -331,70 +337,68 @@ def look_at(
     "Read and check a picture; raises `InputError`."
     picture = open_picture(os.fspath(source) if isinstance(source, os.PathLike) else source, page)
     checks = check(picture)
-    part = inside(picture.pixels, checks.field)[0] if checks.field.any() else picture.pixels
-    by = gains(part)
     return Seen(
         picture.pixels, picture.scaling, picture.um_per_px, picture.sha256,
         None if checks.field.all() else checks.field, checks.reasons, checks.countable, picture.warnings,
-        None if (by == 1).all() else by, checks.measures.get("red_over_green", np.nan),
+        checks.gains, checks.measures.get("red_over_green", np.nan),
     )  # fmt: skip
 
 # %% ../nbs/11_picture.ipynb #ef280793
-_heard = threading.local()
+_collected = threading.local()
 
 
 @contextlib.contextmanager
 def hearing() -> Iterator[list[str]]:
     "Collect the user warnings of this thread, each once; those of others go where they went."
-    before, mine = getattr(_heard, "said", None), []
-    _heard.said = mine
+    before, mine = getattr(_collected, "said", None), []
+    _collected.said = mine
     try:
         yield mine
     finally:
-        _heard.said = before
+        _collected.said = before
 
 
-def _hear(message: Warning, category: type, *where: Any, **more: Any) -> None:
-    said = getattr(_heard, "said", None)
+def _route(message: Warning, category: type, *where: Any, **more: Any) -> None:
+    said = getattr(_collected, "said", None)
     if said is None or not issubclass(category, UserWarning):
-        return _EARS.shown(message, category, *where, **more)
+        return _ROUTER.shown(message, category, *where, **more)
     if (sentence := one_line(message)) not in said:
         said.append(sentence)
 
 # %% ../nbs/11_picture.ipynb #e1e08ee0
-class _Ears:
-    "Whoever listens, and what was there before the first of them."
+class _WarningRouter:
+    "Counts the counts that run, and puts Python's way to show warnings back after the last."
 
     def __init__(self) -> None:
-        self.lock, self.listeners = threading.Lock(), 0
+        self.lock, self.running = threading.Lock(), 0
         self.shown, self.before = warnings.showwarning, contextlib.ExitStack()
 
     def open(self) -> None:
         with self.lock:
-            self.listeners += 1
-            if self.listeners == 1:
+            self.running += 1
+            if self.running == 1:
                 self.before.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("always", UserWarning)
-                self.shown, warnings.showwarning = warnings.showwarning, _hear
+                self.shown, warnings.showwarning = warnings.showwarning, _route
 
     def close(self) -> None:
         with self.lock:
-            self.listeners -= 1
-            if not self.listeners:
+            self.running -= 1
+            if not self.running:
                 self.before.close()
 
 
-_EARS = _Ears()
+_ROUTER = _WarningRouter()
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     "Send each warning to the thread that it comes from, for as long as pictures are counted."
-    _EARS.open()
+    _ROUTER.open()
     try:
         yield
     finally:
-        _EARS.close()
+        _ROUTER.close()
 
 # %% ../nbs/11_picture.ipynb #39433be4
 def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cells:
@@ -407,32 +411,35 @@ def _moved(cells: Cells, corner: tuple[int, int], shape: tuple[int, int]) -> Cel
     return dataclasses.replace(cells, centre=centre, regions=regions, shape=shape)
 
 # %% ../nbs/11_picture.ipynb #b9472ad8
-def _gains(finder: Finder, seen: Seen) -> np.ndarray | None:
-    "For the networks that ship: what brings the white balance to one that they know."
-    return seen.gains if isinstance(finder, LazyFinder) and finder.weights in OURS else None
+def _part(seen: Seen) -> tuple[np.ndarray, tuple[int, int]]:
+    "The part of a picture that can be counted, and its first row and column."
+    if seen.field is None or not seen.field.any():
+        return seen.image, (0, 0)
+    return once("part", seen.image, functools.partial(inside, seen.image, seen.field))
 
 # %% ../nbs/11_picture.ipynb #c2c85f0e
 def _find(
     finder: Finder, seen: Seen, plan: CountPlan, size: float | None, tell: Tell
-) -> tuple[dict[str, Cells], float | None, list[str]]:  # Cells, scale, and reasons for doubt
+) -> tuple[dict[str, Cells], dict, list[str]]:  # Cells, columns of the row, and reasons for doubt
     "The cells of the part of a picture that can be counted, in px of the picture."
-    picture, corner = seen.image, (0, 0)
-    if seen.field is not None and seen.field.any():
-        picture, corner = inside(seen.image, seen.field)
-    if (by := _gains(finder, seen)) is not None:
-        picture = once("balanced", picture, functools.partial(balanced, picture, by))
-    enough_memory(seen.image.shape[0] * seen.image.shape[1])
+    shape = seen.image.shape[:2]
+    enough_memory(shape[0] * shape[1])
+    part, corner = _part(seen)
+    known = once("balanced", part, functools.partial(balanced, part, seen.gains))
+    picture = known if _ships(finder) else part
     find, scale, doubt = finder, None, ""
     if hasattr(finder, "at_scale"):
-        find, scale, doubt = finder.at_scale(picture, plan, size)
+        # One's own star network finds the scale itself; else the one that ships does
+        looked_at = picture if finder.network == STARS else known
+        find, scale, doubt = finder.at_scale(looked_at, plan, size)
     large = picture.shape[0] * picture.shape[1] > BLOCK_PIXELS
     found = in_blocks(find, picture, tell) if large else find(picture)
     colours = strange_colours(finder, seen.red_over_green)
     strange = strange_size(finder, found, scale or 1.0), colours
-    shape = seen.image.shape[:2]
     if picture.shape[:2] != shape:
         found = {cell: _moved(cells, corner, shape) for cell, cells in found.items()}
-    return dict(found), scale, [reason for reason in (doubt, *strange) if reason]
+    columns = {"scale": scale, "white_balance": said(seen.gains) if _ships(finder) else ""}
+    return dict(found), columns, [reason for reason in (doubt, *strange) if reason]
 
 # %% ../nbs/11_picture.ipynb #8f21d045
 def count_seen(
@@ -445,14 +452,14 @@ def count_seen(
     "The cells of a picture that was looked at, and its rows."
     height, width = seen.image.shape[:2]
     size = plan.pixel_size or seen.pixel_size
-    reasons, scale, found = list(seen.reasons), None, {}
+    reasons, columns, found = list(seen.reasons), {}, {}
     if set(plan.cells) & set(seen.countable):
-        found, scale, doubts = _find(finder, seen, plan, size, tell)
+        found, columns, doubts = _find(finder, seen, plan, size, tell)
         reasons += doubts
     asked = [c for c in plan.cells if c in found and c in seen.countable]
     cells = {c: by_rule(found[c], plan.border, seen.field) for c in asked}
     same = {"brightness": seen.brightness, "width": width, "height": height, "pixel_size": size}
-    same |= {"scale": scale, "sha256": seen.sha256, "white_balance": said(_gains(finder, seen))}
+    same |= columns | {"sha256": seen.sha256}
     rows = [same | _said_of(cell, cells.get(cell), reasons, seen.field) for cell in plan.cells]
     return Result(name, _with_plan(rows, name, plan, finder), seen.image, cells, seen.field)
 

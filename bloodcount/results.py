@@ -132,7 +132,7 @@ def cell_table(
 
 # %% ../nbs/11_results.ipynb #c48d6982
 # The columns of counts.csv: one row for each image, cell type, method and settings. Lengths in px, pixel_size in um;
-# scale is the size of the cells over those of ALL-IDB1, as --scale takes it.
+# scale is the size of the cells over those of ALL-IDB1, as --scale takes it; white_balance what was done to the colours.
 COUNTS = [
     "image", "page", "cell", "count", "count_low", "count_high", "method", "network", "weights",
     "scale", "cell_diameter", "border", "border_cells", "status", "reason", "warnings",

@@ -453,18 +453,25 @@ def _build(name: str, values: dict[str, tuple[str, str]]) -> Any:
     raise SettingsError(f"settings.ini [{title}] {key} = {value}: {reason}.")
 
 # %% ../nbs/00_settings.ipynb #ff5f1e8b
+def _network_variant(network: str) -> str:
+    "What a network's sections are called: a SegNet is one, however it pools."
+    return network.removesuffix("_3x3")
+
+
 def _check_names(parser: configparser.ConfigParser) -> None:
     "Raise `SettingsError` for a section that there cannot be."
-    variants = (*PROFILES, *NETWORKS)
+    networks = dict.fromkeys(map(_network_variant, NETWORKS))
     for name in parser.sections():
         base, _, variant = name.partition(":")
+        of_counting = base.startswith(("threshold.", "count."))
+        variants = (*PROFILES, *networks) if of_counting else PROFILES
         if _kind(base) is None:
             raise SettingsError(
                 f"settings.ini has an unknown section [{name}]. {hint(base, NEEDED)}"
             )
         if ":" in name and variant not in variants:
             raise SettingsError(
-                f"settings.ini [{name}]: no such profile or network. {hint(variant, variants)}"
+                f"settings.ini [{name}]: no such profile{' or network' if of_counting else ''}. {hint(variant, variants)}"
             )
 
 
@@ -487,11 +494,6 @@ def _check_recipes(settings: "Settings") -> None:
                     )
 
 # %% ../nbs/00_settings.ipynb #13c04dad
-def _network_variant(network: str) -> str:
-    "What a network's sections are called: a SegNet is one, however it pools."
-    return network.removesuffix("_3x3")
-
-
 def _published(
     parser: configparser.ConfigParser, variants: tuple[str, str], method: Method
 ) -> dict[str, Counting]:

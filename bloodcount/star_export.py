@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .balance import KNOWN
 from .drawing import CELL_TITLES
 from .errors import SettingsError
 from .files import replacing, write_text
@@ -183,7 +184,7 @@ READ_ME = """# {title}
 A StarDist network for stained blood smears: red cells, white cells and platelets. Written by bloodcount {version}; `card.json` says what it learnt from.
 
 ## Use
-`image` is RGB, 0 to 255, divided by 255. Resize it first until a usual red cell is {diameter:.0f} px wide{widths}. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
+`image` is RGB, 0 to 255, divided by 255. {balance}Resize the picture until a usual red cell is {diameter:.0f} px wide{widths}. Both sides are multiples of {step} px; {margin} px at a border without neighbours are unsure.
 
 Each map has half the sides of the image. `prob` is high in the middle of a cell. `dist` is the distance from there to the outline, px of the image, in 32 directions, from the right through the bottom. `prob_class` has background, {kinds}.
 
@@ -200,6 +201,15 @@ F1 on the validation images of `card.json`: {f1}. Count a few images of your own
 """
 
 # %% ../nbs/11_star_export.ipynb #827c7e9c
+def _balance(card: dict) -> str:
+    "What is to be done to the colours: nothing for a model of one's own, which bloodcount shows pictures as they are."
+    ours = [star_card(home)["weights_sha256"] for home in STAR_WEIGHTS.values()]
+    if card["weights_sha256"] not in ours:
+        return ""
+    red, blue = (f"{name} from {low} to {high}" for name, (low, high) in KNOWN.items())
+    return f"Multiply red and blue until the background, over its green, has {red} and {blue}, as bloodcount does. "
+
+
 def read_me(
     card: dict,  # Of a star model
     title: str,
@@ -223,6 +233,7 @@ def read_me(
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
         smallest="; ".join(sizes) or "none", widths="".join(widths),
         thresholds=listed(card["thresholds"]), f1=listed(card.get("validation", {}).get("f1", {})),
+        balance=_balance(card),
     )  # fmt: skip
 
 # %% ../nbs/11_star_export.ipynb #07aa7d81
@@ -345,7 +356,7 @@ def write_bioimageio(
     return path
 
 # %% ../nbs/11_star_export.ipynb #ba670f37
-QUPATH = """// Count blood cells in QuPath (StarDist extension). Calibrate the image, select an annotation, run.
+QUPATH = """// Count blood cells in QuPath (StarDist extension). Calibrate the image, select an annotation, run. A colour cast is to be taken away before.
 import qupath.ext.stardist.StarDist2D
 import qupath.opencv.ops.ImageOps
 

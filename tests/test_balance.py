@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bloodcount import balance
-from bloodcount.picture import LazyFinder, count, look_at
+from bloodcount.cache import made_once
+from bloodcount.picture import CountPlan, LazyFinder, count, look_at, settings_name
 from bloodcount.settings import CELLS
 from bloodcount.synthetic import synthetic_smear
 
@@ -52,8 +53,8 @@ def test_the_background_is_looked_for_where_one_may_see():
 
 
 def test_what_was_done_is_said():
-    assert balance.said(None) == ""
-    assert balance.said(np.array([0.8, 1, 1.254])) == "red x0.80, blue x1.25"
+    assert balance.said(balance.AS_IT_IS) == ""
+    assert balance.said((0.8, 1.0, 1.254)) == "red x0.80, blue x1.25"
 
 
 class Recorder(LazyFinder):
@@ -73,7 +74,7 @@ def test_the_networks_that_ship_see_the_balanced_picture_and_people_the_other(we
     result = count(image, finder=finder)
     assert (finder.shown == balance.balanced(image)).all() and (finder.shown != image).any()
     assert (result.image == image).all()
-    assert result.rows[0]["white_balance"] == balance.said(balance.gains(image))
+    assert result.rows[0]["white_balance"] == balance.said(balance.gains(balance.background(image)))
 
 
 def test_a_network_of_ones_own_sees_the_picture_as_it_learnt_it():
@@ -86,3 +87,41 @@ def test_the_margin_is_no_background():
     image = cast(SMEAR, 1.3, 0.8)
     framed = np.pad(image, ((60, 60), (60, 60), (0, 0)), constant_values=255)
     assert np.allclose(look_at(framed).gains, look_at(image).gains, atol=0.02)
+
+
+def test_an_overexposed_background_does_not_tell_its_colour():
+    bright = np.minimum(SMEAR.astype(int) * 8 // 5, 255).astype(np.uint8)
+    assert balance.background(balance.shrunk(bright)).max() >= balance.OVEREXPOSED
+    seen = look_at(cast(bright, 1.25, 0.8))
+    assert seen.gains == balance.AS_IT_IS and np.isnan(seen.red_over_green)
+
+
+def test_what_was_not_counted_was_not_balanced():
+    tiny = cast(SMEAR, 1.3, 0.8)[:40, :30]
+    row = count(tiny, finder=Recorder(CELLS, "", "bloodcount", "", "paper")).rows[0]
+    assert row.get("count") is None and not row.get("white_balance")
+
+
+def test_all_methods_share_one_balanced_picture(monkeypatch):
+    framed, made = np.pad(cast(SMEAR, 1.3, 0.8), ((60, 60), (60, 60), (0, 0))), []
+
+    def noted(*given):
+        made.append(balance.balanced(*given))
+        return made[-1]
+
+    monkeypatch.setattr("bloodcount.picture.balanced", noted)
+    with made_once():
+        for method in ("cht", "ccl"):
+            finder = Recorder(CELLS, "", "bloodcount", method, "paper")
+            count(framed, finder=finder, method=method)
+    assert len(made) == 1
+
+
+def test_the_range_names_the_settings_of_networks_that_ship_alone(monkeypatch):
+    def named(weights):
+        finder = Recorder(CELLS, "", weights, "", "paper")
+        return settings_name(CountPlan(), finder)
+
+    ours, own = named("bloodcount"), named("runs/mine")
+    monkeypatch.setattr("bloodcount.picture.KNOWN", {"red": (1, 1), "blue": (1, 1)})
+    assert named("bloodcount") != ours and named("runs/mine") == own

@@ -22,6 +22,7 @@ import bloodcount
 from bloodcount.segmentation import LEVELS
 from bloodcount.source import digest
 from bloodcount.studies import page
+from bloodcount.studies.reproduce import NOT_PAPER
 from bloodcount.studies.runner import code_cells
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,23 @@ def test_imports_point_down():
                 assert module == "cli", f"{module} imports {name}"
             elif floor == below:
                 assert before <= number, f"{module} imports {name}"
+
+
+def test_a_change_makes_published_notebooks_stale_if_they_import_it():
+    place, reached = modules(), set()
+
+    def named(tree: ast.AST, module: str = "") -> set[str]:
+        names = {name.removeprefix("bloodcount.") for name in imported(tree, module)}
+        return (names | {name.rpartition(".")[0] for name in names}) & set(place)
+
+    code = [
+        cell["source"] for path in (ROOT / "nbs" / "paper").glob("*.ipynb") for cell in cells(path)
+    ]
+    waiting = set().union(*(named(syntax(source)) for source in code))
+    while waiting:
+        reached |= (now := waiting)
+        waiting = set().union(*(named(ast.parse(code_of(name)), name) for name in now)) - reached
+    assert set(NOT_PAPER) == set(place) - reached
 
 
 def test_imports_make_no_circle():

@@ -191,14 +191,12 @@ def test_a_hot_pixel_is_no_fault(smear):
     assert found.status == "ok"
 
 
-def test_a_measure_that_no_rule_holds_is_none(smear):
+def test_tiny_and_black_pictures_are_measured_without_a_warning(smear):
     assert {rule.measure for rule in RULES} <= set(measure(smear))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for image in (smear[:1], smear[:3, :3], np.zeros((40, 40, 3), np.uint8)):
-            assert all(
-                rule.measure for rule in RULES if rule.broken(measure(image).get(rule.measure, 0))
-            )
+            measure(image)
 
 
 def test_what_is_said_can_be_read(smear):

@@ -130,11 +130,22 @@ def test_a_section_that_is_missing_or_mistyped(ini, refused, section):
 
 @each_kind
 def test_a_mistyped_profile_or_network(ini, refused, section):
-    for typo, right in (("smok", "smoke"), ("segnt", "segnet")):
+    typos = [("smok", "smoke")]
+    if section.startswith(("threshold.", "count.")):
+        typos.append(("segnt", "segnet"))
+    for typo, right in typos:
         ini[f"{section}:{typo}"] = {}
         says = refused()
         assert f"[{section}:{typo}]" in says and repr(right) in says
         ini.remove_section(f"{section}:{typo}")
+
+
+@pytest.mark.parametrize(
+    "title", ["count.rbc.cht:segnet_3x3", "recipe.rbc.best:segnet", "paths:do_unet"]
+)
+def test_a_network_where_nothing_reads_it_is_refused(ini, refused, title):
+    ini[title] = {}
+    assert f"[{title}]: no such profile" in refused()
 
 
 @each_kind

@@ -190,7 +190,7 @@ def test_units_change_nothing_but_the_unit():
 
 
 @pytest.mark.slow
-def test_training_learns_and_starts_from_what_was_learnt(truth, tmp_path):
+def test_a_training_starts_from_the_weights_of_another(truth, tmp_path):
     few = dataclasses.replace(SMALL, epochs=2)
     folder = train_stars([truth], tmp_path / "first", few)
     assert len((folder / "history.csv").read_text().splitlines()) == 3

@@ -506,11 +506,11 @@ def straight(folder) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("light")
-def test_equal_seeds_equal_weights(folder, straight):
-    made = [straight, *(train(training(folder, f"seed {i}", seed=i)) for i in (0, 1))]
-    first, second, other = (read_card(each)["weights_sha256"] for each in made)
-    assert first == second == sha256(made[1] / "weights.npz") != other
-    assert made[0].name == made[1].name != made[2].name
+def test_another_seed_other_weights(folder, straight):
+    other = train(training(folder, "seed 1", seed=1))
+    checksums = [read_card(each)["weights_sha256"] for each in (straight, other)]
+    assert checksums[0] != checksums[1] == sha256(other / "weights.npz")
+    assert straight.name != other.name
 
 
 @pytest.mark.usefixtures("light")

@@ -11,7 +11,7 @@ __all__ = ['SETS', 'SECOND', 'KEPT_OUT', 'ELSEWHERE', 'Truth', 'Field', 'other_f
 # %% ../../nbs/studies/18_elsewhere.ipynb #9f05a37b
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from ..augment import boxes_of
 from ..balance import balanced
 from ..counting import Cells, components, count
 from ..drawing import LINE_COLOURS, STYLE, WIDTH, number, overlay
@@ -31,7 +32,7 @@ from ..evaluation import bootstrap, count_accuracy, mean_accuracy, pooled_bias
 from ..files import read_card, sha256
 from ..images import read_image
 from ..scale import ZOOMS, AnyScale, sized
-from ..segmentation import Maps, load_segmenter
+from ..segmentation import WEIGHTS, Maps, load_segmenter
 from ..settings import Counting, Settings
 from ..source import digest
 from ..star_marks import marked_truth
@@ -136,12 +137,6 @@ _DRAWN = {
     "aslan": dict(shape=(190, 190), radius=32, rbc=8, wbc=1, plt=0, look="grey"),
 }
 
-
-def _boxes(pixels: Iterator[np.ndarray]) -> np.ndarray:
-    "The boxes (n, 4) of cells given by the rows and columns (m, 2) of their pixels or corners."
-    boxes = [np.concatenate([part.min(axis=0), part.max(axis=0)]) for part in pixels]
-    return np.array(boxes, float).reshape(-1, 4)
-
 # %% ../../nbs/studies/18_elsewhere.ipynb #6ad98251
 def drawn_fields() -> list[Field]:
     "Drawn smears in the place of the three sets."
@@ -153,7 +148,7 @@ def drawn_fields() -> list[Field]:
             for cell in truth.cells:
                 labels = components(smear.masks[cell])
                 parts = [np.argwhere(labels == i) for i in range(1, labels.max(initial=0) + 1)]
-                marks[cell] = _boxes(smear.polygons["rbc"] if cell == "rbc" else parts)
+                marks[cell] = boxes_of(smear.polygons["rbc"] if cell == "rbc" else parts)
                 if truth.points:
                     middle = (marks[cell][:, :2] + marks[cell][:, 2:]) / 2
                     marks[cell] = np.tile(middle, 2)
@@ -264,7 +259,8 @@ def paper_field(
     "What a run's networks find in a field, each by its own method."
 
     def make() -> list[dict]:
-        image, rows = balanced(field.read()), []
+        image, rows = field.read(), []
+        image = balanced(image) if run.weights in WEIGHTS else image
         for cell in field.marks:
             counting = run.how(cell)
             cells = at_size(image, diameter, known, segmenter(cell), counting)

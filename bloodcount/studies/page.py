@@ -88,7 +88,7 @@ _BEYOND = {  # What the paper leaves out
 }
 
 # %% ../../nbs/studies/22_page.ipynb #30036333
-_SUPPLEMENT = {  # For who wants to look a number up
+_SUPPLEMENT = {  # Single numbers to look up
     "table_training": ("06_training", "What was trained, and for how long"),
     "figure_training": ("06_training", "Learning curves"),
     "table_segnet": ("06_training", "SegNet: are the pixels right?"),

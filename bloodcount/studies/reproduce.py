@@ -116,10 +116,10 @@ def reproductions(profile: str) -> list[Reproduction]:
     return chosen
 
 # %% ../../nbs/studies/23_reproduce.ipynb #de2c4c1f
-# Modules for people's own images, which no number of the paper comes from
+# Modules that no notebook of the paper imports, nor anything that it imports
 NOT_PAPER = (
-    "app", "batch", "cli", "cli_ends", "cli_export", "doctor", "exports", "own_labels", "picture",
-    "quality", "results", "star_export", "start",
+    "app", "batch", "blocks", "cli", "cli_ends", "cli_export", "doctor", "exports", "own_labels", "picture",
+    "quality", "results", "star_export", "start", "store", "studies.sweep",
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ RIM = 150  # px, more than the radius of any cell
 
 
 def trimmed(maps: Maps) -> Maps:
-    "The places of a mask of which any candidate leaves something, each with a rim, stacked: they count as the whole does, sooner."
+    "The parts of a mask above the lowest threshold, each with a rim, stacked into a smaller image: it counts the same, sooner."
     # But for CHT with dp > 1, whose coarser grid then begins elsewhere: a circle more or less.
     side = 2 * RIM + 1
     near = cv2.dilate((maps.mask > min(_CUTS)).astype(np.uint8), np.ones((side, side), np.uint8))
@@ -178,7 +178,7 @@ def _with(thresholds: Thresholds, parameters: Any, name: str, value: Any) -> tup
 
 
 def _directions(thresholds: Thresholds, parameters: Any, name: str, values: Sequence) -> list[list]:
-    "The candidates of a parameter, as ways to go: up and down, or each cut by itself, for between two good cuts may lie worse ones."
+    "Values to try: upwards and downwards from the present one; thresholds one by one, for a score may fall and rise again."
     of_cut = name in ("mask", "edge")
     owner = thresholds if of_cut else parameters
     if not hasattr(owner, name) or (name == "min_area" and parameters.source == "edge"):
@@ -216,7 +216,7 @@ def starts(
     parameters: Any,  # Of a method
     candidates: dict[str, Sequence],  # Name -> values to try
 ) -> list[Any]:
-    "Where searches begin: from the parameters with each value of a rule, for what a rule is worth shows after others have moved."
+    "Where searches begin: once for each value of `at_least_one`, which may help only after other parameters have changed."
     rules = candidates.get("at_least_one", ()) if hasattr(parameters, "at_least_one") else ()
     return [dataclasses.replace(parameters, at_least_one=rule) for rule in rules] or [parameters]
 
