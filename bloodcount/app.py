@@ -7,10 +7,8 @@ __all__ = ['USUAL', 'SHOWN', 'Correction', 'corrected', 'Corrected', 'open_count
            'Widgets', 'ways_to_count', 'Page', 'serve']
 
 # %% ../nbs/12_app.ipynb #6d375110
-import base64
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from .batch import CORRECTIONS, Output, count_files, find_images, jobs_of
 from .counting import Cells, cells_from_labels, discs
@@ -28,7 +25,7 @@ from .errors import BloodcountError, InputError, RunError
 from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
 from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
-from .results import Result, cell_table, counted, pick
+from .results import Result, cell_table, counted, data_address, pick
 from .store import Store, write_csv
 
 # %% ../nbs/12_app.ipynb #81d74ae7
@@ -194,13 +191,6 @@ def open_counted(
 SHOWN = 6000  # Longest side of the picture in the browser, px
 
 
-def _as_url(image: np.ndarray) -> str:
-    picture, buffer = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((SHOWN, SHOWN))
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _polygons(cells: Cells) -> dict[str, list]:
     shapes = [
         max(getattr(shape, "geoms", [shape]), key=lambda part: part.area)
@@ -309,7 +299,8 @@ class Drawing:
     def show_image(self, image: np.ndarray) -> None:  # image: (H, W, 3) uint8 RGB
         "Another picture, fitted into the figure."
         height, width = image.shape[:2]
-        self._picture.data = {"url": [_as_url(image)], "w": [width], "h": [height]}
+        url = data_address(image, SHOWN, quality=90)
+        self._picture.data = {"url": [url], "w": [width], "h": [height]}
         self.figure.x_range.update(start=0, end=width)
         self.figure.y_range.update(start=height, end=0)
         self.figure.height = round(min(900, max(300, 900 * height / width)))

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['WANTED', 'BORDERS', 'MEASURED', 'IN_UM', 'COUNTS', 'FOUND', 'poisson_interval', 'ratio_interval', 'touching', 'pick',
-           'by_rule', 'cell_table', 'as_counts', 'counted', 'ImageRows', 'Result', 'as_html', 'pool_of', 'totals',
-           'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
+           'by_rule', 'cell_table', 'as_counts', 'counted', 'ImageRows', 'Result', 'data_address', 'as_html', 'pool_of',
+           'totals', 'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
 
 # %% ../nbs/11_results.ipynb #144b11ac
+import base64
 import dataclasses
+import html
+import io
 import json
 import math
 import re
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.stats import beta, chi2
 from skimage.measure import regionprops_table
 from tabulate import tabulate
@@ -227,27 +231,27 @@ _SHOWN = {
 }  # fmt: skip
 
 # %% ../nbs/11_results.ipynb #6bbdb4ee
-def as_html(
-    result: Result,
-    width: int = 900,  # Of the picture, px
+def data_address(
+    image: np.ndarray,  # (H, W, 3) uint8 RGB
+    longest: int,  # Greatest side of what is shown, px
+    quality: int,  # Of JPEG, to 100
 ) -> str:
+    "An image as an address that a browser shows."
+    picture, buffer = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((longest, longest))
+    picture.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def as_html(result: Result) -> str:
     "A result as Jupyter shows it: a table, what to know, and the overlay as a small JPEG."
-    import base64
-    import html
-    import io
-
-    from PIL import Image
-
     table = as_counts(result.rows)[list(_SHOWN)].rename(columns=_SHOWN)
     table["cells"] = table["cells"].map(CELL_TITLES)
     parts = [f"<b>{html.escape(result.name)}</b>", table.to_html(index=False, na_rep="")]
     parts += [f"<p>{html.escape(sentence)}</p>" for sentence in result.warnings]
     if result.image is not None:
-        picture, buffer = Image.fromarray(result.overlay()), io.BytesIO()
-        picture.thumbnail((width, width))
-        picture.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(f'<img src="data:image/jpeg;base64,{data}" alt="cells drawn on the image">')
+        address = data_address(result.overlay(), longest=900, quality=80)
+        parts.append(f'<img src="{address}" alt="cells drawn on the image">')
     return "\n".join(parts)
 
 # %% ../nbs/11_results.ipynb #e0e5ea60
