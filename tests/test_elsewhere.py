@@ -12,7 +12,7 @@ from bloodcount.errors import InputError
 from bloodcount.scale import Scale
 from bloodcount.segmentation import Maps
 from bloodcount.settings import load_settings
-from bloodcount.studies import elsewhere, protocol
+from bloodcount.studies import elsewhere, other_smears, protocol
 from bloodcount.studies.results import OF_IMAGES, RESULTS, value_of
 from bloodcount.studies.star_network import STAR
 
@@ -52,24 +52,24 @@ def test_each_box_needs_a_cell_of_its_own():
     "A cell in two boxes leaves one of them to the other cell, or empty."
     two = boxes((50, 50, 20), (50, 70, 20))
     shared, aside = (50, 60, 15), (50, 40, 15)
-    told = elsewhere.score_marks(discs(shared), two)
+    told = other_smears.score_marks(discs(shared), two)
     assert told["found"] == 1 and len(told["wrong"]) == 1
-    assert elsewhere.score_marks(discs(shared, aside), two)["found"] == 2
-    told = elsewhere.score_marks(discs(), two)
+    assert other_smears.score_marks(discs(shared, aside), two)["found"] == 2
+    told = other_smears.score_marks(discs(), two)
     assert (told["found"], told["count"], told["wrong"].tolist()) == (0, 0, [0, 1])
-    told = elsewhere.score_marks(discs(shared), np.zeros((0, 4)))
+    told = other_smears.score_marks(discs(shared), np.zeros((0, 4)))
     assert (told["outlined"], told["found"], told["outside"]) == (0, 0, 1)
 
 
 def test_a_split_cell_has_two_middles_in_its_middle():
     one = boxes((50, 50, 20))
-    assert elsewhere.score_marks(discs((50, 42, 8), (50, 58, 8)), one)["split"] == 1
-    beside = elsewhere.score_marks(discs((50, 50, 15), (50, 66, 8)), one)
+    assert other_smears.score_marks(discs((50, 42, 8), (50, 58, 8)), one)["split"] == 1
+    beside = other_smears.score_marks(discs((50, 50, 15), (50, 66, 8)), one)
     assert beside["split"] == 0, "a cell at the rim of a box is another one"
 
 
 def test_what_lies_outside_of_all_boxes_counts_away_from_the_border_only():
-    told = elsewhere.score_marks(
+    told = other_smears.score_marks(
         discs((50, 50, 10), (50, 120, 10), (5, 150, 10)), boxes((50, 50, 15))
     )
     assert told["outside"] == 1
@@ -77,7 +77,7 @@ def test_what_lies_outside_of_all_boxes_counts_away_from_the_border_only():
 
 def test_a_point_needs_a_cell_that_no_other_point_has():
     points = np.tile([[50, 50], [54, 52], [50, 120], [90, 190]], 2).astype(float)
-    told = elsewhere.score_marks(discs((50, 50, 12), (50, 120, 12)), points, points=True)
+    told = other_smears.score_marks(discs((50, 50, 12), (50, 120, 12)), points, points=True)
     assert (told["outlined"], told["found"], told["split"]) == (4, 2, 0)
     assert 3 in told["wrong"] and 2 not in told["wrong"]
 
@@ -97,7 +97,7 @@ def test_a_picture_of_other_cells_is_resized_and_its_cells_come_back(run):
         mask = (picture[..., 1] < 130).astype(np.float32)
         return Maps(mask, np.zeros_like(mask))
 
-    cells = elsewhere.at_size(image, 34, 74, segmenter, run.how("rbc"))
+    cells = other_smears.at_size(image, 34, 74, segmenter, run.how("rbc"))
     assert len(cells) == 4 and cells.shape == (160, 200)
     order = np.lexsort(cells.centre.T[::-1])
     assert np.allclose(cells.centre[order], middles, atol=1) and np.allclose(
@@ -129,33 +129,33 @@ def test_a_folder_of_other_smears_is_found_by_its_name(tmp_path, monkeypatch):
     settings = load_settings("paper")
     write_folder(tmp_path)
     monkeypatch.setenv("BLOODCOUNT_OTHER_SMEARS", str(tmp_path))
-    assert elsewhere.other_folder(settings) == tmp_path
-    before = elsewhere.other_name(settings)
-    first, second = elsewhere.read_fields(tmp_path)
+    assert other_smears.other_folder(settings) == tmp_path
+    before = other_smears.other_name(settings)
+    first, second = other_smears.read_fields(tmp_path)
     assert first.marks["rbc"].tolist() == [[2, 1, 20, 30]] and len(first.marks["wbc"]) == 0
     assert second.marks["wbc"].tolist() == [[6, 5, 8, 9]] and first.key != second.key
     assert first.read().shape == (40, 50, 3)
     with open(tmp_path / "truth.csv", "a") as file:
         file.write("aslan,b.png,rbc,1,2,3,4\n")
-    assert elsewhere.other_name(settings) != before
-    assert elsewhere.other_name(load_settings("smoke")) == ""
+    assert other_smears.other_name(settings) != before
+    assert other_smears.other_name(load_settings("smoke")) == ""
     (tmp_path / "aslan" / "b.png").unlink()
     with pytest.raises(InputError, match="b.png: no such image"):
-        elsewhere.read_fields(tmp_path)
+        other_smears.read_fields(tmp_path)
 
 
 def test_a_wrong_folder_is_an_error_and_none_is_none(tmp_path, monkeypatch, sample_run):
     settings = load_settings("paper")
     monkeypatch.setenv("BLOODCOUNT_OTHER_SMEARS", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="BLOODCOUNT_OTHER_SMEARS=.*nowhere: no truth.csv"):
-        elsewhere.other_folder(settings)
+        other_smears.other_folder(settings)
     monkeypatch.delenv("BLOODCOUNT_OTHER_SMEARS")
     paths = dataclasses.replace(settings.paths, other=tmp_path)
     settings = dataclasses.replace(settings, paths=paths)
     run = protocol.Run(settings, sample_run().data, "authors", 0, tmp_path)
-    assert elsewhere.other_folder(settings) is None and elsewhere.other_name(settings) == ""
-    assert elsewhere.fields_of(run) == []
-    results = elsewhere.elsewhere_results(run, elsewhere.elsewhere_rows(run, []))
+    assert other_smears.other_folder(settings) is None and other_smears.other_name(settings) == ""
+    assert other_smears.fields_of(run) == []
+    results = elsewhere.elsewhere_results(run, other_smears.elsewhere_rows(run, []))
     assert results.empty and elsewhere.elsewhere_table(results).empty
     assert elsewhere.scale_table(results).empty
     for figure in (
@@ -166,21 +166,21 @@ def test_a_wrong_folder_is_an_error_and_none_is_none(tmp_path, monkeypatch, samp
 
 
 def test_drawn_fields_mark_every_cell_of_the_types_of_their_set():
-    for field in elsewhere.drawn_fields():
-        drawn = elsewhere._DRAWN[field.set]
+    for field in other_smears.drawn_fields():
+        drawn = other_smears._DRAWN[field.set]
         assert {cell: len(m) for cell, m in field.marks.items()} == {
             c: drawn[c] for c in field.marks
         }
         is_point = (field.marks["rbc"][:, :2] == field.marks["rbc"][:, 2:]).all()
-        assert is_point == elsewhere.SETS[field.set].points
+        assert is_point == other_smears.SETS[field.set].points
 
 
 def test_each_field_is_looked_at_once(run, monkeypatch):
-    monkeypatch.setattr(elsewhere, "compared", lambda run, cell: [])
-    fields, finder = elsewhere.drawn_fields(), DarkStars()
-    rows = elsewhere.elsewhere_rows(run, fields, lambda: finder)
+    monkeypatch.setattr(other_smears, "compared", lambda run, cell: [])
+    fields, finder = other_smears.drawn_fields(), DarkStars()
+    rows = other_smears.elsewhere_rows(run, fields, lambda: finder)
     assert finder.looked == len(fields) and set(rows["diameter"]) == {30.0}
-    again = elsewhere.elsewhere_rows(run, fields, lambda: finder)
+    again = other_smears.elsewhere_rows(run, fields, lambda: finder)
     assert finder.looked == len(fields) and again.equals(rows)
     figure = elsewhere.wrong_figure(fields, rows, lambda: finder)
     assert sum(bool(ax.images) for ax in figure.axes) == len(fields)
@@ -222,6 +222,7 @@ def test_each_set_is_scored_by_what_its_truth_can_bear(run):
 
 def test_the_tables_and_the_figure(run):
     other = ROWS.assign(model="do_unet", weights="authors", recipe="", found=0)
+    other.loc[other["cell"] == "wbc", "recipe"] = "best"  # Each cell type has its recipe
     results = elsewhere.elsewhere_results(run, pd.concat([ROWS, other]))
     table = elsewhere.elsewhere_table(results)
     assert table["set"].tolist() == ["cbc", "cbc", "chula", "chula", "aslan", "aslan"]
@@ -232,31 +233,32 @@ def test_the_tables_and_the_figure(run):
     figure = elsewhere.elsewhere_figure(results, "lesson")
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights[:3] == pytest.approx([0.95, 0.9, 29 / 30]) and heights[3:] == [0, 0, 0]
+    assert len(figure.legends[0].get_texts()) == 2, "one bar for an owner's networks"
 
 
 def test_the_second_weights_are_scored_on_what_was_kept_out(run, monkeypatch):
-    fields, asked = elsewhere.drawn_fields(), []
+    fields, asked = other_smears.drawn_fields(), []
     learnt = {"data": {"images": {"other": [f"cbc/{fields[0].name}", "aslan/none"]}}}
-    monkeypatch.setattr(elsewhere, "star_card", lambda folder: learnt)
+    monkeypatch.setattr(other_smears, "star_card", lambda folder: learnt)
 
     def found(run, field, finder, weights):
         asked.append((field.set, field.name, weights))
-        count = 4 if weights == elsewhere.SECOND else 3
+        count = 4 if weights == other_smears.SECOND else 3
         return {
             "rows": [row(field.set, field.name, "rbc", 4, count, 4) | {"weights": weights}],
             "diameter": 70.0,
             "sure": True,
         }
 
-    monkeypatch.setattr(elsewhere, "star_field", found)
-    rows = elsewhere.second_rows(run, fields)
+    monkeypatch.setattr(other_smears, "star_field", found)
+    rows = other_smears.second_rows(run, fields)
     assert len(asked) == 2 * (len(fields) - 1) and ("cbc", fields[0].name) not in {
         a[:2] for a in asked
     }
-    whole, kept = elsewhere.elsewhere_results(run, ROWS), elsewhere.KEPT_OUT
+    whole, kept = elsewhere.elsewhere_results(run, ROWS), other_smears.KEPT_OUT
     results = pd.concat([whole, elsewhere.elsewhere_results(run, rows, kept)])
     table = elsewhere.elsewhere_table(results, kept)
-    assert table["set"].tolist() == [f"{of}{kept}" for of in elsewhere.SETS for _ in range(2)]
+    assert table["set"].tolist() == [f"{of}{kept}" for of in other_smears.SETS for _ in range(2)]
     assert table["red cells found, %"].tolist() == ["75.00", "100.00"] * 3
     assert table["segmented by"].tolist()[:2] == ["our star network", "our second star network"]
     assert elsewhere.elsewhere_table(results).equals(elsewhere.elsewhere_table(whole))
@@ -266,11 +268,11 @@ def test_the_second_weights_are_scored_on_what_was_kept_out(run, monkeypatch):
 def test_every_third_field_of_a_set_is_not_learnt(monkeypatch):
     taken = []
     monkeypatch.setattr(
-        elsewhere, "marked_truth", lambda name, *rest: taken.append((name, rest[3:]))
+        other_smears, "marked_truth", lambda name, *rest: taken.append((name, rest[3:]))
     )
     blank = [("cbc", name) for name in "dbaec"] + [("chula", "z")]
-    fields = [elsewhere.Field(of, name, {}, "", lambda: None) for of, name in blank]
-    elsewhere.second_truths(fields, None)
+    fields = [other_smears.Field(of, name, {}, "", lambda: None) for of, name in blank]
+    other_smears.second_truths(fields, None)
     assert sorted(name for name, _ in taken) == ["cbc/a", "cbc/b", "cbc/d", "cbc/e", "chula/z"]
     assert dict(taken)["chula/z"] == ((), True) and dict(taken)["cbc/a"] == (("wbc", "plt"), False)
 

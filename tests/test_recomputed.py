@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bloodcount.settings import PROJECT
-from bloodcount.studies.elsewhere import KEPT_OUT, SECOND, SETS
+from bloodcount.studies.other_smears import KEPT_OUT, SECOND, SETS
 
 FIGURES = PROJECT / "figures"
 INDEX = pd.read_csv(PROJECT / "data" / "all-idb1-index.csv").set_index("image")

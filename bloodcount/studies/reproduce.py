@@ -23,7 +23,7 @@ from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
 from ..source import code_digest, digest, modules_there
 from ..stars import STAR_WEIGHTS, star_card
-from .elsewhere import other_name
+from .other_smears import other_name
 from bloodcount.studies.page import (
     gather_results,
     results_html,
@@ -167,7 +167,7 @@ def notebook_job(reproduction: Reproduction, name: str) -> Job:
     check_parameters(source, parameters, name)
     code = code_cells(source)
     inputs = data.fingerprint, packaged(), _files_read(reproduction), _settings_read(settings)
-    if any("bloodcount.studies.elsewhere" in cell for cell in code):
+    if any("bloodcount.studies.other_smears" in cell for cell in code):
         inputs = *inputs, other_name(settings)
     everything, versions = made_by()
     depends = code, declared_outputs(source), _code(), versions
