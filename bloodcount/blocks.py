@@ -89,7 +89,7 @@ def enough_memory(
         pixels, (SIDE + 2 * MARGIN) ** 2 if pixels > BLOCK_PIXELS else pixels
     )
     need = max(need, min(BYTES_IN_ONE_PIECE * pixels, MOST_AT_ONCE))
-    need += 12 * pixels  # The picture and its label images
+    need += 18 * pixels  # The picture, the balanced one, and three label images
     free = psutil.virtual_memory().available
     if need > free:
         raise InputError(
