@@ -492,10 +492,10 @@ def count_source(
     tell: Tell = lambda done, total: None,
 ) -> Result:  # With rows of status error if the picture cannot be counted
     "Read, check and count a picture; raises `IntegrityError` and `SettingsError`, which would stop all pictures."
-    with hearing() as said:
+    with hearing() as heard:
         try:
             seen = once(("seen", plan.page), source, lambda: look_at(source, plan.page))
-            said += seen.warnings
+            heard += seen.warnings
             result = count_seen(name, seen, plan, finder, tell)
         except (IntegrityError, SettingsError):
             raise
@@ -503,7 +503,7 @@ def count_source(
             rows = [{"status": "error", "reason": why(name, error)} for _ in plan.cells]
             result = Result(name, _with_plan(rows, name, plan, finder))
     for row in result.rows:
-        known, told = row["reason"].lower(), dict.fromkeys(map(one_line, said))
+        known, told = row["reason"].lower(), dict.fromkeys(map(one_line, heard))
         # Some begin with the name of the picture
         new = [each for each in told if each.rpartition(": ")[2].lower() not in known]
         row["warnings"] = " ".join(new)

@@ -6,9 +6,7 @@
 __all__ = ['ELSEWHERE', 'elsewhere_results', 'elsewhere_table', 'scale_table', 'elsewhere_figure', 'worst_fields', 'wrong_figure']
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #9f05a37b
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import matplotlib
@@ -21,18 +19,10 @@ from ..drawing import LINE_COLOURS, STYLE, WIDTH, number, overlay
 from ..evaluation import bootstrap, count_accuracy, mean_accuracy, pooled_bias
 from ..scale import AnyScale
 from .figures import nothing_to_draw
-from bloodcount.studies.other_smears import (
-    SECOND,
-    SETS,
-    Field,
-    score_marks,
-)
+from .other_smears import SECOND, SETS, Field, score_marks
 from .protocol import Run
 from .results import long_form, network_title, value_of
-from bloodcount.studies.star_network import (
-    STAR,
-    star_finder,
-)
+from .star_network import STAR, star_finder
 from .tables import COUNTING, with_interval
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #c914f711
