@@ -35,14 +35,8 @@ def test_the_network_is_the_librarys(stars):
 
 
 def test_the_loss_is_the_librarys(stars):
-    from bloodcount.star_training import (
-        LOSS_WEIGHTS,
-        RAYS,
-        UNIT,
-        StarSchedule,
-        _compiled,
-        star_network,
-    )
+    from bloodcount.star_training import LOSS_WEIGHTS, UNIT, StarSchedule, _compiled, star_network
+    from bloodcount.stars import RAYS
 
     rng, shape = np.random.default_rng(1), (2, 8, 8)
     depth = rng.random(shape).astype(np.float32) * (rng.random(shape) > 0.5)

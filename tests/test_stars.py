@@ -23,6 +23,7 @@ from bloodcount.stars import (
     one_look,
     star_home,
     suppressed,
+    white_cells,
 )
 from bloodcount.synthetic import synthetic_smear
 
@@ -53,13 +54,59 @@ def found(finder, smear):
     return finder(smear.image)
 
 
-def test_each_kind_has_its_threshold():
+def test_each_kind_has_its_threshold_and_white_cells_are_none_of_the_maxima():
     depth = np.full((9, 9), 0.1, np.float32)
     depth[2, 2] = depth[2, 6] = depth[6, 4] = 0.5
     kinds = np.zeros((9, 9, 4), np.float32)
     kinds[:4, :4, 1] = kinds[:4, 4:, 2] = kinds[4:, :, 3] = 1
-    kept = candidates(depth, np.full((9, 9, 32), 3.0), kinds, np.array([0.4, 0.6, 0.4]))
-    assert sorted(zip(kept.kind.tolist(), kept.centre.tolist())) == [(RBC, [4, 4]), (PLT, [12, 8])]
+    outline = np.full((9, 9, 32), 3.0)
+    for least, wanted in (
+        ([0.4, 0.4, 0.4], [(RBC, [4, 4]), (PLT, [12, 8])]),
+        ([0.4, 0.4, 0.6], [(RBC, [4, 4])]),
+        ([0.6, 0.4, 0.4], [(PLT, [12, 8])]),
+    ):
+        kept = candidates(depth, outline, kinds, np.array(least))
+        assert sorted(zip(kept.kind.tolist(), kept.centre.tolist())) == wanted
+
+
+def white_map(*discs: tuple[int, int, int], shape=(150, 200), share: float = 0.95) -> np.ndarray:
+    "Discs (row, col, radius), in px of the map, two of the picture each."
+    row, col = np.indices(shape)
+    seen = np.zeros(shape, np.float32)
+    for r, c, radius in discs:
+        seen[np.hypot(row - r, col - c) <= radius] = share
+    return seen
+
+
+@pytest.mark.parametrize(
+    "discs, cells",
+    [
+        ([], 0),
+        ([(60, 60, 20)], 1),
+        ([(60, 60, 16), (60, 72, 16)], 1),  # Two lobes
+        ([(60, 60, 20), (60, 96, 20)], 2),  # Two cells that touch
+        ([(60, 60, 20), (60, 96, 20), (92, 78, 20)], 3),
+        ([(0, 60, 20), (149, 199, 20)], 2),  # At the border
+    ],
+)
+def test_white_cells_are_regions_parted_at_their_necks(discs, cells):
+    found = white_cells(white_map(*discs), 37.0)
+    assert len(found) == cells and (found.kind == WBC).all()
+    assert (abs(found.score - 0.95) < 0.005).all()
+    if cells > 1:
+        true = 2 * np.array([(row, col) for row, col, _ in discs], float)
+        away = np.linalg.norm(found.centre[:, None] - true, axis=-1).min(axis=0)
+        assert away.max() < 12
+
+
+def test_a_white_region_that_is_not_sure_is_none():
+    assert len(white_cells(white_map((60, 60, 20), share=0.65), 37.0)) == 0
+
+
+def test_a_white_cell_counts_by_its_mean_probability(finder):
+    image = synthetic_smear(seed=1, shape=(480, 640), rbc=20, wbc=3, plt=0, overlap=0).image
+    strict = replace(finder, thresholds=finder.thresholds | {"wbc": 1.0})
+    assert len(finder(image)["wbc"]) == 3 and len(strict(image)["wbc"]) == 0
 
 
 def test_a_flat_top_is_one_cell_after_suppression():
