@@ -654,6 +654,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'bloodcount.star_export._pooling': ('star_export.html#_pooling', 'bloodcount/star_export.py'),
                                         'bloodcount.star_export._written': ('star_export.html#_written', 'bloodcount/star_export.py'),
                                         'bloodcount.star_export.layer_nodes': ('star_export.html#layer_nodes', 'bloodcount/star_export.py'),
+                                        'bloodcount.star_export.maxima_thresholds': ( 'star_export.html#maxima_thresholds',
+                                                                                      'bloodcount/star_export.py'),
                                         'bloodcount.star_export.need': ('star_export.html#need', 'bloodcount/star_export.py'),
                                         'bloodcount.star_export.network_maps': ( 'star_export.html#network_maps',
                                                                                  'bloodcount/star_export.py'),

@@ -12,9 +12,14 @@ from bloodcount import cli, star_export
 from bloodcount.drawing import CELL_TITLES
 from bloodcount.errors import SettingsError
 from bloodcount.files import sha256
-from bloodcount.settings import CELLS
-from bloodcount.star_export import network_maps, network_onnx, qupath_script, sample_picture
-from bloodcount.stars import GRID, HEADS, MARGIN, STARS, as_input, load_stars, star_card
+from bloodcount.star_export import (
+    WHITE_MAXIMA,
+    network_maps,
+    network_onnx,
+    qupath_script,
+    sample_picture,
+)
+from bloodcount.stars import GRID, HEADS, MARGIN, STARS, SURE, as_input, load_stars, star_card
 
 CLOSE = {"prob": 1e-4, "dist": 1e-3, "prob_class": 1e-4}  # Of float32 in another order; px for dist
 
@@ -75,8 +80,10 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
     told = (tmp_path / "README.md").read_text()
     assert "is 37 px wide; red cells come from another picture, where it is 48 px wide." in told
     least = star_card(STARS)["thresholds"]
-    said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in CELLS)
-    assert said in told and "37 px" in told
+    said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in ("rbc", "plt"))
+    assert f"of their kind: {said}." in told and "37 px" in told
+    assert f"is above {SURE}" in told and f"the region reaches {least['wbc']:.2f}." in told
+    assert f"needs a threshold of {WHITE_MAXIMA} for them" in told
 
 
 def test_bioimageio_finds_no_fault_and_says_the_same(package, here):
@@ -116,7 +123,7 @@ def test_the_script_for_qupath_names_the_models_own_numbers(tmp_path):
     }
     script = qupath_script(card, tmp_path / 'a "b".onnx')
     assert ".pixelSize(0.2500)" in script and ".threshold(0.2)" in script
-    assert '["red cells": 0.5, "white cells": 0.4, "platelets": 0.2]' in script
+    assert f'["red cells": 0.5, "white cells": {WHITE_MAXIMA}, "platelets": 0.2]' in script
     assert r"a \"b\".onnx" in script and script.count("{") == script.count("}")
 
 
