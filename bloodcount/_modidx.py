@@ -762,6 +762,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.stars.star_home': ('stars.html#star_home', 'bloodcount/stars.py'),
                                   'bloodcount.stars.suppressed': ('stars.html#suppressed', 'bloodcount/stars.py'),
                                   'bloodcount.stars.tile_maps': ('stars.html#tile_maps', 'bloodcount/stars.py'),
+                                  'bloodcount.stars.uncut': ('stars.html#uncut', 'bloodcount/stars.py'),
                                   'bloodcount.stars.white_cells': ('stars.html#white_cells', 'bloodcount/stars.py')},
             'bloodcount.start': { 'bloodcount.start.main': ('start.html#main', 'bloodcount/start.py'),
                                   'bloodcount.start.open_streams': ('start.html#open_streams', 'bloodcount/start.py')},

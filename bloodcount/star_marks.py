@@ -16,7 +16,7 @@ import numpy as np
 from .scale import AnyScale
 from .settings import CELLS
 from .star_truth import DIAMETER, PLATELET, RED, WHITE, StarTruth
-from .stars import Stars, corners, filled
+from .stars import Stars, corners, filled, uncut
 from .tiles import resized
 
 # %% ../nbs/10_star_marks.ipynb #38df40a5
@@ -149,7 +149,8 @@ def marked_truth(
     picture = resized(image, zoom)
     shape = picture.shape[:2]
     factor = np.divide(shape, image.shape[:2])
-    stars = replace(finder.stars, thresholds=LOW, smallest={}).find(image, zoom).scaled(factor)
+    low = replace(finder.stars, thresholds=LOW, smallest=uncut(finder.stars.smallest))
+    stars = low.find(image, zoom).scaled(factor)
     labels, kinds = np.zeros(shape, np.int32), [0]
     if points:
         at = np.rint(marks["rbc"][:, :2] * factor).astype(int).clip(0, np.subtract(shape, 1))

@@ -206,8 +206,8 @@ def train_stars(
 
 # %% ../nbs/10_star_training.ipynb #b6fc080f
 OVERLAP = 0.55  # Greatest overlap of two cells: the best F1 on validation images, 0.4 to 0.8 tried
-# Least area of a white cell, in areas of a red cell: 0.5 if it is whole; 1.4 if the border cuts it, which gives the best
-# counts of the training images (0.9 to 1.9 tried).
+# Least area of a white cell, in areas of a red cell: 0.5 if it is whole; 1.4 if the border cuts it. On the training images
+# 0.5 to 1.7 count equally well at the border, to half a percent.
 SMALLEST = {"wbc": (0.5, 1.4)}
 # Width of red cells, px, in the picture where a type is looked for, if not DIAMETER: what gives the best F1 and counts of
 # the training images (25 to 55 tried; platelets are as good up to 48, white cells get worse above 37).

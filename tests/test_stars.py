@@ -99,6 +99,21 @@ def test_white_cells_are_regions_parted_at_their_necks(discs, cells):
         assert away.max() < 12
 
 
+def test_a_white_speck_does_not_take_the_place_of_a_red_cell(finder, monkeypatch):
+    "It would suppress the red cell around it, and then be dropped as too small."
+    image = synthetic_smear(seed=1, shape=(480, 640), rbc=20, wbc=0, plt=0, overlap=0).image
+    speck = disc(0, 0, 6, score=0.99, kind=WBC)
+    reds = finder.find(image)
+
+    def in_each(share, width):
+        scale = finder.zoom * width / finder.diameter
+        return joined([replace(speck, centre=c[None] * np.float32(scale)) for c in reds.centre])
+
+    monkeypatch.setattr(stars_module, "white_cells", in_each)
+    found = finder(image)
+    assert len(found["rbc"]) == len(reds) == 20 and len(found["wbc"]) == 0
+
+
 def test_a_white_region_that_is_not_sure_is_none():
     assert len(white_cells(white_map((60, 60, 20), share=0.65), 37.0)) == 0
 
