@@ -30,7 +30,7 @@ from bloodcount.stars import (
     STAR_WEIGHTS,
     STARS,
     STEP,
-    SURE,
+    SURELY,
     as_input,
     load_stars,
     star_card,
@@ -193,7 +193,7 @@ Each map has half the sides of the image. `prob` is high in the middle of a cell
 ## From maps to cells
 1. The kind of a pixel is the largest of `prob_class` but background, after a mean over 3 x 3 pixels.
 2. Candidates for red cells and platelets are local maxima of `prob` that reach the threshold of their kind: {thresholds}.
-3. White cells are the regions where the mean of their `prob_class` over 3 x 3 pixels is above {sure}, parted at their necks by a watershed; the mean over the region reaches {white:.2f}. A program that takes maxima for all kinds needs a threshold of {maxima} for them, and splits more of them.
+3. White cells are the regions where the mean of their `prob_class` over 3 x 3 pixels is above {sure}, parted at their necks by a watershed; the mean over the region reaches {white:.2f}. In each direction the outline is the farther one of the region's and of that by `dist` in its middle. A program that takes maxima for all kinds needs a threshold of {maxima} for them, and splits more of them.
 4. Non-maximum suppression keeps the surer one of two that share more than {overlap:.2f} of the smaller. Red and white cells compete; platelets compete among themselves.
 5. Least areas, in areas of a usual red cell, of a whole cell and of one that the border of the image cuts: {smallest}.
 
@@ -246,7 +246,7 @@ def read_me(
         title=title, version=__version__, diameter=card["diameter"], step=STEP, margin=MARGIN,
         kinds=", ".join(CELL_TITLES[cell] for cell in CELLS), overlap=card["overlap"],
         smallest="; ".join(sizes) or "none", widths="".join(widths),
-        thresholds=listed({cell: least[cell] for cell in ("rbc", "plt")}), sure=SURE,
+        thresholds=listed({cell: least[cell] for cell in ("rbc", "plt")}), sure=SURELY,
         white=least["wbc"], maxima=WHITE_MAXIMA, f1=listed(card.get("validation", {}).get("f1", {})),
         balance=_balance(card),
     )  # fmt: skip

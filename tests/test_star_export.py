@@ -19,7 +19,7 @@ from bloodcount.star_export import (
     qupath_script,
     sample_picture,
 )
-from bloodcount.stars import GRID, HEADS, MARGIN, STARS, SURE, as_input, load_stars, star_card
+from bloodcount.stars import GRID, HEADS, MARGIN, STARS, SURELY, as_input, load_stars, star_card
 
 CLOSE = {"prob": 1e-4, "dist": 1e-3, "prob_class": 1e-4}  # Of float32 in another order; px for dist
 
@@ -82,7 +82,7 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
     least = star_card(STARS)["thresholds"]
     said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in ("rbc", "plt"))
     assert f"of their kind: {said}." in told and "37 px" in told
-    assert f"is above {SURE}" in told and f"the region reaches {least['wbc']:.2f}." in told
+    assert f"is above {SURELY}" in told and f"the region reaches {least['wbc']:.2f}." in told
     assert f"needs a threshold of {WHITE_MAXIMA} for them" in told
 
 

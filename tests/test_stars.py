@@ -114,6 +114,24 @@ def test_a_white_speck_does_not_take_the_place_of_a_red_cell(finder, monkeypatch
     assert len(found["rbc"]) == len(reds) == 20 and len(found["wbc"]) == 0
 
 
+def test_a_white_cell_goes_as_far_as_the_network_reaches(finder, monkeypatch):
+    "By tiles too; what the regions leave out is the network's to say."
+    image = synthetic_smear(seed=1, shape=(480, 640), rbc=20, wbc=3, plt=0, overlap=0).image
+    usual = finder(image)["wbc"]
+    real = stars_module.white_cells
+
+    def shrunk(share, width):
+        stars = real(share, width)
+        return replace(stars, reach=stars.reach / 4)
+
+    monkeypatch.setattr(stars_module, "white_cells", shrunk)
+    for whole in (stars_module.WHOLE, 10_000):
+        monkeypatch.setattr(stars_module, "WHOLE", whole)
+        found = finder(image)["wbc"]
+        assert len(found) == len(usual) == 3
+        assert (found.area > 0.7 * usual.area).all() and (found.area < usual.area).all()
+
+
 def test_a_white_region_that_is_not_sure_is_none():
     assert len(white_cells(white_map((60, 60, 20), share=0.65), 37.0)) == 0
 
@@ -122,6 +140,12 @@ def test_a_white_cell_counts_by_its_mean_probability(finder):
     image = synthetic_smear(seed=1, shape=(480, 640), rbc=20, wbc=3, plt=0, overlap=0).image
     strict = replace(finder, thresholds=finder.thresholds | {"wbc": 1.0})
     assert len(finder(image)["wbc"]) == 3 and len(strict(image)["wbc"]) == 0
+
+
+def test_a_speck_is_no_red_cell(finder):
+    specks = joined([disc(30, 30, 5), disc(70, 70, 6), disc(30, 0, 5.5), disc(70, 0, 9)])
+    large = large_enough(specks, (100, 100), np.pi * 18.5**2, finder.smallest)
+    assert large.tolist() == [False, True, False, True]
 
 
 def test_a_flat_top_is_one_cell_after_suppression():
