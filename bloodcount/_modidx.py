@@ -743,7 +743,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.stars._WhiteMap': ('stars.html#_whitemap', 'bloodcount/stars.py'),
                                   'bloodcount.stars._WhiteMap.__init__': ('stars.html#_whitemap.__init__', 'bloodcount/stars.py'),
                                   'bloodcount.stars._WhiteMap.add': ('stars.html#_whitemap.add', 'bloodcount/stars.py'),
-                                  'bloodcount.stars._WhiteMap.cells': ('stars.html#_whitemap.cells', 'bloodcount/stars.py'),
+                                  'bloodcount.stars._WhiteMap.farther': ('stars.html#_whitemap.farther', 'bloodcount/stars.py'),
                                   'bloodcount.stars._check': ('stars.html#_check', 'bloodcount/stars.py'),
                                   'bloodcount.stars._plan': ('stars.html#_plan', 'bloodcount/stars.py'),
                                   'bloodcount.stars.as_input': ('stars.html#as_input', 'bloodcount/stars.py'),

@@ -158,11 +158,11 @@ class _WhiteMap:
         self.row[part][likely] = len(self.reach) + np.arange(likely.sum())
         self.reach = np.concatenate([self.reach, reach[likely]])
 
-    def cells(self, width: float) -> Stars:  # width: of red cells, px of the picture
-        "The white cells of the picture, each as far as its region or the network's own reach goes."
-        stars = white_cells(self.share, width)
+    def farther(self, stars: Stars) -> Stars:  # In px of the picture
+        "The white cells of the picture as far as the network's own reach goes, where that is farther."
         row, col = (stars.centre / GRID).astype(int).T
-        return replace(stars, reach=np.maximum(stars.reach, self.reach[self.row[row, col]]))
+        number = np.where(stars.kind == WHITE, self.row[row, col], 0)
+        return replace(stars, reach=np.maximum(stars.reach, self.reach[number]))
 
 # %% ../nbs/10_stars.ipynb #d88047f7
 def suppressed(
@@ -333,11 +333,11 @@ def one_look(
     for (middle, reach, kinds), corner in tile_maps(finder, picture):
         parts.append(candidates(middle, reach, kinds, least).moved(corner))
         white.add(kinds[..., 1 + WHITE], reach, corner)
-    whites = white.cells(width)
+    whites = white_cells(white.share, width)
     stars = joined([*parts, whites[whites.score >= least[WHITE]]])
     about = picture.shape[:2], np.pi / 4 * width**2
     stars = one_each(stars[large_enough(stars, *about, uncut(finder.smallest))], finder.overlap)
-    stars = stars[large_enough(stars, *about, finder.smallest)]
+    stars = white.farther(stars[large_enough(stars, *about, finder.smallest)])
     return stars.scaled(np.divide(image.shape[:2], picture.shape[:2]))
 
 # %% ../nbs/10_stars.ipynb #50c3590b
