@@ -13,7 +13,7 @@ from bloodcount.drawing import CELL_TITLES
 from bloodcount.errors import SettingsError
 from bloodcount.files import sha256
 from bloodcount.star_export import (
-    WHITE_MAXIMA,
+    MAXIMA,
     network_maps,
     network_onnx,
     qupath_script,
@@ -80,10 +80,11 @@ def test_the_package_holds_what_its_users_need(package, here, tmp_path):
     told = (tmp_path / "README.md").read_text()
     assert "is 37 px wide; red cells come from another picture, where it is 48 px wide." in told
     least = star_card(STARS)["thresholds"]
-    said = ", ".join(f"{CELL_TITLES[cell]} {least[cell]:.2f}" for cell in ("rbc", "plt"))
-    assert f"of their kind: {said}." in told and "37 px" in told
-    assert f"is above {SURELY}" in told and f"the region reaches {least['wbc']:.2f}." in told
-    assert f"needs a threshold of {WHITE_MAXIMA} for them" in told
+    assert f"of `prob` that reach {least['rbc']:.2f}." in told
+    assert f"is above {SURELY['wbc']}" in told and f"the region reaches {least['wbc']:.2f}." in told
+    assert f"is above {SURELY['plt']}" in told and f"somewhere reaches {least['plt']:.2f}." in told
+    said = ", ".join(f"{CELL_TITLES[cell]} {MAXIMA[cell]:.2f}" for cell in ("wbc", "plt"))
+    assert f"other thresholds for some: {said}." in told
 
 
 def test_bioimageio_finds_no_fault_and_says_the_same(package, here):
@@ -122,8 +123,10 @@ def test_the_script_for_qupath_names_the_models_own_numbers(tmp_path):
         "thresholds": {"rbc": 0.5, "wbc": 0.4, "plt": 0.2},
     }
     script = qupath_script(card, tmp_path / 'a "b".onnx')
-    assert ".pixelSize(0.2500)" in script and ".threshold(0.2)" in script
-    assert f'["red cells": 0.5, "white cells": {WHITE_MAXIMA}, "platelets": 0.2]' in script
+    assert ".pixelSize(0.2500)" in script and ".threshold(0.5)" in script
+    white, platelet = MAXIMA["wbc"], MAXIMA["plt"]
+    told = f'["red cells": 0.5, "white cells": {white}, "platelets": {platelet}]'
+    assert told in script
     assert r"a \"b\".onnx" in script and script.count("{") == script.count("}")
 
 

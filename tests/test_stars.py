@@ -21,6 +21,7 @@ from bloodcount.stars import (
     load_stars,
     one_each,
     one_look,
+    platelets,
     star_home,
     suppressed,
     white_cells,
@@ -54,19 +55,24 @@ def found(finder, smear):
     return finder(smear.image)
 
 
-def test_each_kind_has_its_threshold_and_white_cells_are_none_of_the_maxima():
+def test_red_cells_are_the_maxima_above_a_threshold_where_red_is_likeliest():
     depth = np.full((9, 9), 0.1, np.float32)
-    depth[2, 2] = depth[2, 6] = depth[6, 4] = 0.5
+    depth[2, 2], depth[2, 6], depth[6, 4], depth[6, 0] = 0.5, 0.5, 0.5, 0.3
     kinds = np.zeros((9, 9, 4), np.float32)
-    kinds[:4, :4, 1] = kinds[:4, 4:, 2] = kinds[4:, :, 3] = 1
+    kinds[:4, :4, 1] = kinds[:4, 4:, 2] = kinds[4:, 2:, 3] = kinds[4:, :2, 1] = 1
     outline = np.full((9, 9, 32), 3.0)
-    for least, wanted in (
-        ([0.4, 0.4, 0.4], [(RBC, [4, 4]), (PLT, [12, 8])]),
-        ([0.4, 0.4, 0.6], [(RBC, [4, 4])]),
-        ([0.6, 0.4, 0.4], [(PLT, [12, 8])]),
-    ):
-        kept = candidates(depth, outline, kinds, np.array(least))
-        assert sorted(zip(kept.kind.tolist(), kept.centre.tolist())) == wanted
+    for least, wanted in ((0.6, []), (0.4, [[4, 4]]), (0.2, [[4, 4], [12, 0]])):
+        kept = candidates(depth, outline, kinds, least)
+        assert sorted(kept.centre.tolist()) == wanted and (kept.kind == RBC).all()
+
+
+def test_platelets_are_regions_that_have_a_middle():
+    share = white_map((20, 20, 3), (20, 60, 3), shape=(60, 120))
+    share += white_map((20, 100, 3), shape=(60, 120), share=0.8)  # Too unsure of its type
+    middle = np.where(np.arange(120) < 40, 0.75, 0.25) * np.ones((60, 1))
+    found = platelets(share, middle.astype(np.float32))
+    assert found.score.tolist() == [0.75, 0.25] and (found.kind == PLT).all()
+    assert abs(found.centre[0] - 40).max() < 1.5 and 8 < found.diameter[0] < 16
 
 
 def white_map(*discs: tuple[int, int, int], shape=(150, 200), share: float = 0.95) -> np.ndarray:
@@ -153,7 +159,7 @@ def test_a_flat_top_is_one_cell_after_suppression():
     depth[10:16, 10:16] = 1
     kinds = np.zeros((30, 30, 4), np.float32)
     kinds[..., 1] = 1
-    many = candidates(depth, np.full((30, 30, 32), 30.0), kinds, np.full(3, 0.5))
+    many = candidates(depth, np.full((30, 30, 32), 30.0), kinds, 0.5)
     assert len(many) == 36 and len(suppressed(many, 0.4)) == 1
 
 
@@ -205,7 +211,8 @@ def test_each_type_comes_from_the_look_of_its_width(finder):
         there = one_look(finder, image, zoom * width / finder.diameter, width)
         own = {tuple(place) for place in there.centre[there.kind == kind]}
         assert {tuple(place) for place in found.centre[found.kind == kind]} <= own
-        assert len(own) == {"rbc": 30, "wbc": 3, "plt": 5}[cell]
+        # One of the five platelets is too pale for it
+        assert len(own) == {"rbc": 30, "wbc": 3, "plt": 4}[cell]
     once = replace(finder, widths=dict.fromkeys(finder.widths, finder.diameter))
     alone = one_look(finder, image, zoom, finder.diameter)
     assert np.array_equal(np.sort(once.find(image, zoom).score), np.sort(alone.score))
