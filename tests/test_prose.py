@@ -65,7 +65,7 @@ SAID = {
     },
     "06_training": {
         "0.02": lambda: SAME_IMAGES / 100,
-        "0.002": lambda: abs(gained("mask")["value"]),
+        "0.003": lambda: abs(gained("mask")["value"]),
         "0.054": lambda: gained("edge")["paper"],
         "0.122": lambda: gained("mask")["paper"],
         "0.830": lambda: one(published(), recipe="model_a", map="mask", quantity="dice"),
