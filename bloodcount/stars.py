@@ -118,11 +118,8 @@ def candidates(
 # %% ../nbs/10_stars.ipynb #07f0986c
 LIKELY = 0.5  # Probability from which a pixel may be a white cell's
 SURELY = {"wbc": 0.7, "plt": 0.85}  # From which it is one of a region of that type
-SMOOTH, APART, DEEP = (
-    0.11,
-    0.65,
-    0.25,
-)  # Of distances: blur, between two cells, least; in widths of a red cell
+# Of white cells, in widths of a red cell: blur of the depth map, least distance of two middles, least depth of one
+SMOOTH, APART, DEEP = 0.11, 0.65, 0.25
 
 
 def white_cells(
