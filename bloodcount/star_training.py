@@ -209,7 +209,8 @@ OVERLAP = 0.55  # Greatest overlap of two cells: the best F1 on validation image
 # Least areas of a whole cell and of one that the border cuts, in areas of a red cell. Of red cells 0.08 keeps specks and
 # slivers out: the best on training images (0 to 0.3 tried), and all but one of the boxes that `aslan` has in the fields
 # that the second weights learnt from are still found. Of white cells 0.5 to 1.4 at the border count equally well on
-# training images, to half a percent; in the fields that the second weights learnt from, 0.9 to 1.1 count best. A platelet has about ten pixels of the network's picture at least.
+# training images, to half a percent; in the fields that the second weights learnt from, 0.9 to 1.1 count best. A platelet
+# has about ten pixels of the network's picture at least.
 SMALLEST = {"rbc": (0.08, 0.08), "wbc": (0.5, 1.1), "plt": (0.01, 0.01)}
 # Width of red cells, px, in the picture where a type is looked for, if not DIAMETER: what gives the best F1 and counts of
 # the training images (25 to 55 tried; platelets are as good up to 48, white cells get worse above 37).
