@@ -70,14 +70,14 @@ def bloodcount(
 # %% ../nbs/12_cli.ipynb #e83e2556
 def named_cells(
     names: Sequence[str],  # As given: `rbc,wbc`, `all`; nothing means all
-    weights: str = "bloodcount",
+    weights: str = "",  # As in `CountPlan`
 ) -> tuple[str, ...]:
     "The cell types that --cell names, in their order; raises `SettingsError`."
     asked = [part.strip() for name in names for part in name.split(",") if part.strip()]
     found = {known_name("--cell", name, ["all", *CELLS]) for name in asked} or {"all"}
     from bloodcount.picture import OURS
 
-    if found == {"all"} and weights not in OURS:
+    if found == {"all"} and weights and weights not in OURS:
         from bloodcount.files import read_card
 
         card = read_card(Path(weights))
@@ -105,15 +105,21 @@ Cell = Annotated[
     typer.Option(help=f"Which cells: {', '.join(CELLS)} or all; may be given again."),
 ]
 Network = Annotated[
-    str, typer.Option(help=f"{', '.join(NETWORKS)} or stardist; else that of the weights.")
+    str,
+    typer.Option(
+        help=f"stardist, for any smear; {', '.join(NETWORKS)}, as in the paper; else that of the weights."
+    ),
 ]
 Weights = Annotated[
-    str, typer.Option(help="bloodcount, authors, elsewhere, or the folder of a trained model.")
+    str,
+    typer.Option(
+        help="elsewhere: stardist, taught by four laboratories; bloodcount: taught by ALL-IDB1 alone, do_unet unless stardist is named; authors; or the folder of a trained model. Else elsewhere, with a network or method of the paper bloodcount."
+    ),
 ]
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        help=f"How: {', '.join(METHODS)} or all; may be given again; else the model's own."
+        help=f"How the paper's networks count: {', '.join(METHODS)} or all; may be given again; else the model's own."
     ),
 ]
 Page = Annotated[
@@ -168,7 +174,7 @@ def count_command(
     recursive: Recursive = False,
     cell: Cell = None,
     network: Network = "",
-    weights: Weights = "bloodcount",
+    weights: Weights = "",
     method: Methods = None,
     page: Page = "",
     border: Border = "include",
@@ -289,7 +295,7 @@ def app_command(
             "--out", "-o", help="Folder of the results; else `counted` beside the images."
         ),
     ] = None,
-    weights: Weights = "bloodcount",
+    weights: Weights = "",
     port: Annotated[int, typer.Option(min=0, help="0 takes any that is free.")] = 0,
     show: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:

@@ -59,7 +59,9 @@ class CountPlan:
 
     cells: tuple[str, ...] = CELLS  # Cell types
     network: str = ""  # One of NETWORKS; that of the weights if empty
-    weights: str = "bloodcount"  # Or another of OURS, or the folder of a trained model
+    # One of OURS, or the folder of a trained model. If empty ELSEWHERE, and those of the paper's network if that or one of
+    # its methods is asked for
+    weights: str = ""
     method: str = ""  # A key of METHODS; each model's own if empty
     profile: str = "paper"  # Of the settings
     page: int | str | None = (
@@ -79,6 +81,9 @@ class CountPlan:
         for key, names in known.items():
             if value := getattr(self, key):
                 object.__setattr__(self, key, known_name(f"--{key}", value, names))
+        if not self.weights:
+            papers = self.network in NETWORKS or (self.method and not self.network)
+            object.__setattr__(self, "weights", OURS[0] if papers else ELSEWHERE)
         if isinstance(self.page, str) and self.page != "rgb":
             raise SettingsError(f"--page {self.page}: must be a number from 1, or rgb.")
         self._check_size()
@@ -141,10 +146,8 @@ def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: 
         image,
         lambda: dataclasses.replace(finder, **known).scale(image),
     )
-    why = (
-        f"The scale is not sure: {scale.why}; if you know how wide a red cell is, pass --diameter."
-    )
-    doubt = "" if scale.sure else one_line(why)
+    told = plan.diameter or factor
+    doubt = _against_the_picture(finder, image, scale) if told else _not_sure(scale)
     size = round(float(scale.diameter / finder.native), 3)
     if stars:
         return functools.partial(finder, scale=scale), size, doubt
@@ -153,6 +156,27 @@ def _at_scale(lazy: LazyFinder, image: np.ndarray, plan: CountPlan, pixel_size: 
     if zoom != scale.zoom(finder.native):
         doubt = f"Red cells of {scale.diameter:.0f} px are too {'small' if zoom > 1 else 'large'} for these networks."
     return functools.partial(resized_find, lazy, zoom), size, doubt
+
+# %% ../nbs/11_picture.ipynb #8149db3f
+def _not_sure(scale: Any) -> str:  # A `scale.Scale`
+    "Why a scale that was found is not sure; empty if it is."
+    why = (
+        f"The scale is not sure: {scale.why}; if you know how wide a red cell is, pass --diameter."
+    )
+    return "" if scale.sure else one_line(why)
+
+
+def _against_the_picture(finder: Any, image: np.ndarray, told: Any) -> str:
+    "What speaks against a scale that was told: red cells that are plainly of another size."
+    from bloodcount.scale import AGREES
+
+    seen = once(("scale", finder.weights), image, lambda: finder.scale(image))
+    if not seen.sure or 1 / AGREES < seen.diameter / told.diameter < AGREES:
+        return ""
+    return (
+        f"The red cells look {seen.diameter:.0f} px wide, and by the --scale or --diameter that was "
+        f"given they are {told.diameter:.0f} px."
+    )
 
 # %% ../nbs/11_picture.ipynb #6c03dd2a
 def _ships(finder: Finder) -> bool:

@@ -48,16 +48,23 @@ def test_a_black_margin_changes_no_count():
     assert count(image, "rbc").counts == count(SMEAR.image, "rbc").counts
 
 
-def test_red_cells_of_another_size_are_doubtful():
-    whole, small = (count(resized(SMEAR.image, zoom), "rbc").rows[0] for zoom in (1.0, 0.45))
+def test_the_default_counts_any_size_and_the_paper_s_networks_doubt_it():
+    small = resized(SMEAR.image, 0.45)
+    whole, other = count(SMEAR.image, "rbc"), count(small, "rbc")
+    assert whole.rows[0]["status"] == other.rows[0]["status"] == "ok"
+    assert abs(len(other.cells["rbc"]) - len(whole.cells["rbc"])) <= 1
+    whole, small = (
+        count(image, "rbc", network="do_unet").rows[0] for image in (SMEAR.image, small)
+    )
     assert whole["status"] == "ok"
     assert small["status"] == "doubtful" and "these networks know 63 to 95 px" in small["reason"]
 
 
 @pytest.mark.parametrize("size", [{"scale": 0.45}, {"diameter": 0.45 * 74}, {"scale": "auto"}])
 def test_the_papers_networks_count_a_picture_of_another_size(size):
-    whole, small = count(SMEAR.image, "rbc"), resized(SMEAR.image, 0.45)
-    found, row = (result := count(small, "rbc", **size)).cells["rbc"], result.rows[0]
+    paper = {"network": "do_unet"}
+    whole, small = count(SMEAR.image, "rbc", **paper), resized(SMEAR.image, 0.45)
+    found, row = (result := count(small, "rbc", **paper, **size)).cells["rbc"], result.rows[0]
     assert abs(len(found) - len(whole.cells["rbc"])) <= 3
     assert found.shape == found.labels.shape == small.shape[:2]
     assert np.median(found.radius) == pytest.approx(
@@ -75,8 +82,26 @@ def test_the_star_network_takes_a_size_that_is_told():
 
 
 def test_cells_too_small_for_a_network_are_doubtful():
-    row = count(SMEAR.image, "plt", scale=1 / 16).rows[0]
+    row = count(SMEAR.image, "plt", network="do_unet", scale=1 / 16).rows[0]
     assert row["status"] == "doubtful" and "are too small for these networks." in row["reason"]
+
+
+@pytest.mark.parametrize("network", ["stardist", "do_unet"])
+@pytest.mark.parametrize("told, status", [({"scale": 1 / 4}, "doubtful"), ({"diameter": 74}, "ok")])
+def test_a_size_that_is_told_is_held_against_the_picture(network, told, status):
+    row = count(SMEAR.image, "plt", network=network, **told).rows[0]
+    assert row["status"] == status
+    assert ("px wide, and by the --scale or --diameter" in row["reason"]) == (status == "doubtful")
+
+
+def test_networks_and_methods_have_weights_of_their_own():
+    plans = {
+        "elsewhere": [{}, {"network": "stardist"}],
+        "bloodcount": [{"network": "do_unet"}, {"method": "cht"}],
+        "authors": [{"weights": "authors"}, {"weights": "authors", "method": "cht"}],
+    }
+    for weights, asked in plans.items():
+        assert [CountPlan(**each).weights for each in asked] == [weights] * len(asked)
 
 
 @pytest.mark.parametrize(
