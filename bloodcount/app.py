@@ -379,8 +379,8 @@ def ways_to_count(
         return {"a finder of its own": plan}
     same = dataclasses.replace(plan, network="", method="", scale=None, diameter=None)
     ways = {
+        "the star network: any smear": dataclasses.replace(same, weights=ELSEWHERE),
         "the paper's networks: smears like ALL-IDB1": dataclasses.replace(same, weights=OURS[0]),
-        "the star network: other microscopes": dataclasses.replace(same, weights=ELSEWHERE),
     }
     if plan not in ways.values():
         return {f"as asked: {plan.network or plan.weights}": plan} | ways

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARS', 'ELSEWHERE', 'OURS', 'KNOWN_PX', 'LEAST_RED', 'CountPlan', 'LazyFinder', 'strange_size', 'strange_colours',
-           'finder_of', 'about', 'settings_name', 'Seen', 'look_at', 'hearing', 'listening', 'count_seen',
-           'count_source', 'why', 'count']
+           'strange_light', 'finder_of', 'about', 'settings_name', 'Seen', 'look_at', 'hearing', 'listening',
+           'count_seen', 'count_source', 'why', 'count']
 
 # %% ../nbs/11_picture.ipynb #cf12fef8
 import contextlib
@@ -224,6 +224,20 @@ def strange_colours(
         "The red cells are pinker than those that these networks know; "
         f"count with --weights {ELSEWHERE}."
     )
+
+# %% ../nbs/11_picture.ipynb #08d045f7
+def strange_light(
+    image: np.ndarray,  # (H, W, 3) uint8 RGB
+    cells: Mapping[str, Cells],
+) -> str:
+    "Why red cells that are brighter than what is around them are none; empty if they are not."
+    red = cells.get("rbc", ())
+    if len(red) < 10:
+        return ""
+    within, green = red.labels[::4, ::4] > 0, image[::4, ::4, 1]
+    if not within.any() or within.all() or green[within].mean() <= green[~within].mean():
+        return ""
+    return "Does not look like a stained smear; what is counted is brighter than what is around it."
 
 # %% ../nbs/11_picture.ipynb #6ecc9db7
 # One thread at a time loads: two would load it twice, and while it loads nothing can be printed.
@@ -459,7 +473,7 @@ def _find(
     large = picture.shape[0] * picture.shape[1] > BLOCK_PIXELS
     found = in_blocks(find, picture, tell) if large else find(picture)
     colours = strange_colours(finder, seen.red_over_green)
-    strange = strange_size(finder, found, scale or 1.0), colours
+    strange = strange_size(finder, found, scale or 1.0), colours, strange_light(picture, found)
     if picture.shape[:2] != shape:
         found = {cell: _moved(cells, corner, shape) for cell, cells in found.items()}
     columns = {"scale": scale, "white_balance": said(seen.gains) if _ships(finder) else ""}

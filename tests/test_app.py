@@ -127,13 +127,13 @@ def test_a_person_chooses_what_counts(tmp_path, smears, monkeypatch):
     asked = []
     monkeypatch.setattr(app, "finder_of", lambda plan: asked.append(plan.weights) or Darkness())
     page = Page(smears, tmp_path / "out")
-    ours, star = page.way.options.values()
-    assert page.way.value is ours and (ours.weights, star.weights) == ("bloodcount", "elsewhere")
+    star, paper = page.way.options.values()
+    assert page.way.value is star and (star.weights, paper.weights) == ("elsewhere", "bloodcount")
     page.button.clicks += 1
-    page.way.value = star
+    page.way.value = paper
     page.button.clicks += 1
-    assert asked == ["bloodcount", "elsewhere"]
-    assert next(iter(app.ways_to_count(star).values())) == star
+    assert asked == ["elsewhere", "bloodcount"]
+    assert next(iter(app.ways_to_count(paper).values())) == paper
     own = CountPlan(("rbc",), weights="bloodcount", method="cht")
     assert list(app.ways_to_count(own).values())[0] == own and len(app.ways_to_count(own)) == 3
 

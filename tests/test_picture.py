@@ -128,6 +128,15 @@ def test_a_stain_that_the_networks_do_not_know_is_doubtful():
         assert not picture.strange_colours(finder, red_over_green)
 
 
+def test_a_negative_is_doubtful():
+    cells = _dark(SMEAR.image)
+    for image, odd in ((SMEAR.image, False), (255 - SMEAR.image, True)):
+        assert ("is brighter" in picture.strange_light(image, cells)) == odd
+        row = count_seen("a", Seen(image), PLAN, lambda image: cells).rows[0]
+        assert row["status"] == ("doubtful" if odd else "ok")
+    assert not picture.strange_light(SMEAR.image, {})
+
+
 def test_pink_cells_are_pinker_than_others():
     pink = (255 * np.float32([0.72, 0.84, 0.74])).round()  # A background of aslan
     cells = 255 * np.float32([0.72, 0.62, 0.66])

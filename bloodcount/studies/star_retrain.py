@@ -26,9 +26,9 @@ from ..source import code_digest, digest
 from ..star_training import WIDTHS, StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
 from ..stars import STAR_WEIGHTS, load_stars
-from .other_smears import SECOND, fields_of, other_name, second_truths
+from .other_smears import fields_of, other_name, second_truths
 from .protocol import Run, as_frames, progress, repeats
-from .star_network import STAR_KEYS, star_results, star_rows
+from .star_network import SECOND, STAR_KEYS, star_results, star_rows
 from .training import step_bar
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8
