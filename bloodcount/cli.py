@@ -131,7 +131,14 @@ Border = Annotated[
     str, typer.Option(help="Cells that the border cuts: include, exclude, or count-two-sides.")
 ]
 PixelSize = Annotated[
-    float | None, typer.Option(min=0.001, metavar="UM", help="Size of a pixel; else the file's.")
+    float | None,
+    typer.Option(
+        "--pixel-size",
+        "--um-per-px",
+        min=0.001,
+        metavar="UM",
+        help="Micrometres a pixel; else those of the file.",
+    ),
 ]
 Scale = Annotated[
     str,
