@@ -81,7 +81,7 @@ def in_units(model: Any, unit: float) -> None:
         weight.assign(weight / unit)
 
 # %% ../nbs/10_star_training.ipynb #847148ac
-OTHERS = 0.75  # Share of the chips that show smears of other laboratories, where there are any
+OTHERS = 0.5  # Share of the chips that show smears of other laboratories, where there are any
 
 
 def batches(

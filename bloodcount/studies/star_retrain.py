@@ -23,7 +23,7 @@ from ..files import copy_file, read_card, write_text
 from ..scale import AnyScale
 from ..settings import CELLS, Settings
 from ..source import code_digest, digest
-from ..star_training import WIDTHS, StarSchedule, finish_stars, train_stars
+from ..star_training import StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
 from ..stars import STAR_WEIGHTS, load_stars
 from .other_smears import fields_of, other_name, second_truths
@@ -137,9 +137,8 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
         "images": images_told(training.data, learnt),
     }
     data["images"] |= {"other": [truth.name for truth in others]} if others else {}
-    choose = others or truths_of(training.data, judged)
-    widths = {} if others else WIDTHS  # The second weights gain nothing from a larger picture
-    card = finish_stars(folder, choose, data, training.schedule, widths=widths)
+    choose = truths_of(training.data, judged) + others
+    card = finish_stars(folder, choose, data, training.schedule)
     _finish(training, card)
     return folder
 
