@@ -59,18 +59,14 @@ class CountPlan:
 
     cells: tuple[str, ...] = CELLS  # Cell types
     network: str = ""  # One of NETWORKS; that of the weights if empty
-    # One of OURS, or the folder of a trained model. If empty ELSEWHERE, and those of the paper's network if that or one of
-    # its methods is asked for
+    # One of OURS, or a model's folder; else ELSEWHERE, or OURS[0] with a network or a method of the paper
     weights: str = ""
     method: str = ""  # A key of METHODS; each model's own if empty
     profile: str = "paper"  # Of the settings
-    page: int | str | None = (
-        None  # Of a file with several, from 1; "rgb": three grey planes are one picture
-    )
+    page: int | str | None = None  # Of several, from 1; "rgb": three grey planes are one
     border: str = "include"  # A key of BORDERS
     pixel_size: float | None = None  # um; that of the file if None
-    # How large the cells are over those of ALL-IDB1, or auto; if None, auto for STARS and 1 for the paper's networks
-    scale: float | str | None = None
+    scale: float | str | None = None  # Of cells over those of ALL-IDB1, or auto, which stars take
     diameter: float | None = None  # Of a red cell, px; in the place of a scale
 
     def __post_init__(self) -> None:
