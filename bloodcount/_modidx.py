@@ -204,6 +204,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'bloodcount.drawing.overlay': ('drawing.html#overlay', 'bloodcount/drawing.py'),
                                     'bloodcount.drawing.show': ('drawing.html#show', 'bloodcount/drawing.py')},
             'bloodcount.engines': { 'bloodcount.engines._by_openvino': ('engines.html#_by_openvino', 'bloodcount/engines.py'),
+                                    'bloodcount.engines._openvino': ('engines.html#_openvino', 'bloodcount/engines.py'),
                                     'bloodcount.engines._precision': ('engines.html#_precision', 'bloodcount/engines.py'),
                                     'bloodcount.engines.chosen_engine': ('engines.html#chosen_engine', 'bloodcount/engines.py'),
                                     'bloodcount.engines.compiled': ('engines.html#compiled', 'bloodcount/engines.py'),

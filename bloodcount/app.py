@@ -418,7 +418,10 @@ class Page(Widgets):
 
     def click(self, row: float, col: float) -> None:
         "Add or remove a cell where the picture was clicked, by the chosen mode."
-        if self.editor is None or self.mode.value == "look":
+        if self.mode.value == "look":
+            return
+        if self.editor is None:
+            self.said.object = "Count an image first."
             return
         if self.mode.value == "add":
             changed = self.editor.add(self.cell.value, row, col)

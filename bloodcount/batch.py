@@ -296,6 +296,8 @@ def count_files(
     images = list(zip(*by_plan))
     open_jobs = [[job for job in some if not _done(job, store, output)] for some in images]
     todo = [some for some in open_jobs if some]
+    if not todo:
+        print("All was counted before; nothing is done anew.", file=sys.stderr)
     bar, failed = progress(len(images), len(images) - len(todo)), {}
     try:
         with listening(), bar:

@@ -151,7 +151,9 @@ Diameter = Annotated[
     float | None, typer.Option(metavar="PX", help="Width of a red cell; in the place of --scale.")
 ]
 Overlays = Annotated[str, typer.Option(help="Pictures with the cells drawn: jpg, png or none.")]
-Roi = Annotated[bool, typer.Option("--roi", help="Write outlines for ImageJ (RoiSet.zip).")]
+Roi = Annotated[
+    bool, typer.Option("--roi", help="Write outlines for ImageJ (a RoiSet of each image).")
+]
 Geojson = Annotated[bool, typer.Option("--geojson", help="Write outlines for QuPath.")]
 Coco = Annotated[bool, typer.Option("--coco", help="Write outlines as COCO instances.")]
 

@@ -18,7 +18,7 @@ from .errors import BloodcountError, one_line
 from .settings import CELLS
 
 # %% ../nbs/12_doctor.ipynb #cef18502
-_PACKAGES = "tensorflow keras numpy scipy pandas opencv-python-headless scikit-image pillow tifffile stardist".split()
+_PACKAGES = "tensorflow keras numpy scipy pandas opencv-python-headless scikit-image pillow tifffile stardist openvino".split()
 _FEATURES = (
     "sse4_2",
     "avx",

@@ -8,6 +8,7 @@ __all__ = ['ENGINES', 'Predict', 'has_openvino', 'chosen_engine', 'compiled', 'e
 # %% ../nbs/04_engines.ipynb #2c47b364
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,15 @@ from .errors import SettingsError, hint
 
 # %% ../nbs/04_engines.ipynb #471f148a
 ENGINES = ("keras", "openvino", "auto")
+
+
+def _openvino() -> Any:
+    "OpenVINO without its telemetry, which would tell its makers of every network that is converted."
+    # As if it were not installed; the library then goes without
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
 
 
 def has_openvino() -> bool:
@@ -41,9 +51,7 @@ def chosen_engine(
 
 def _precision() -> str:
     "What OpenVINO computes in on this processor."
-    import openvino
-
-    abilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    abilities = _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in abilities else "f32"
 
 # %% ../nbs/04_engines.ipynb #8056d13f
@@ -66,9 +74,7 @@ def compiled(
 
 # %% ../nbs/04_engines.ipynb #b1462652
 def _by_openvino(model: Any) -> Predict:
-    import openvino
-
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    openvino, threads = _openvino(), int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     options = {"INFERENCE_PRECISION_HINT": _precision(), "INFERENCE_NUM_THREADS": threads}
     network = openvino.Core().compile_model(openvino.convert_model(model), "CPU", options)
     ports = list(network.outputs)
@@ -86,7 +92,5 @@ def engine_version(engine: str) -> str:
     "An engine as results record it: its version, and for OpenVINO its precision and threads."
     if engine == "keras":
         return "keras"
-    import openvino
-
-    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    openvino, threads = _openvino(), os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
     return f"openvino {openvino.__version__.partition('-')[0]} {_precision()}, {threads} threads"

@@ -129,6 +129,8 @@ def cell_table(
     table["circularity"] = table["label"].map(dict(zip(shown["label"], np.minimum(round_, 1))))
     table["touches_border"] = table["label"].isin(touching(cells.labels, field=field))
     table = table[MEASURED]
+    short = table.dtypes[table.dtypes == np.float32].index
+    table = table.astype(dict.fromkeys(short, float))  # Else 0.602 is written with 16 digits
     for name, power in IN_UM.items():
         size = math.nan if pixel_size is None else pixel_size**power
         table[f"{name}_um"] = table[name] * size
@@ -380,7 +382,7 @@ def total_lines(
         line = f"{where}{CELL_TITLES[row.cell]}{how}: {row.count} in {row.fields} field{'s' * (row.fields > 1)}{rest}"
         line += f" (95 % interval {row.count_low:.0f} to {row.count_high:.0f})"
         if row.more_cells:
-            line += f"; for ±{100 * row.wanted:.0f} % count {row.more_cells} more"
+            line += f"; for ±{100 * row.wanted:.0f} % count {row.more_cells} more cells"
         lines.append(line)
     for row in ratios(counts, pool).itertuples():
         where = f"{row.pool}: " if pool else ""

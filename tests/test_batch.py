@@ -149,7 +149,7 @@ def test_tables_overlays_and_labels(run, tmp_path):
         labels = read_labels(tmp_path / "out" / row["labels"])
         area = cells[cells["cell"] == row["cell"]]["area"]
         assert np.bincount(labels.ravel())[1:].tolist() == area.tolist()
-    assert "red cells: 9 in 1 field" in said and "for ±4 % count 2392 more" in said
+    assert "red cells: 9 in 1 field" in said and "for ±4 % count 2392 more cells" in said
     assert "WBC:RBC 1 " in said
 
 

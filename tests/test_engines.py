@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -35,6 +38,30 @@ def test_openvino_counts_as_keras(cell):
     assert abs(counts[0] - counts[1]) <= 1
     names = {maps_name(smear.image, model.segmenter) for model in (ours, theirs)}
     assert len(names) == 2, "maps of two engines are kept apart"
+
+
+QUIET = """
+import sys
+calls = []
+watched = ("socket.getaddrinfo", "socket.connect", "os.fork", "subprocess.Popen")
+sys.addaudithook(lambda event, args: calls.append((event, str(args)[:80])) if event in watched else None)
+import numpy
+from bloodcount.networks import keras
+from bloodcount.engines import compiled
+calls.clear()  # What loading TensorFlow starts is not of the engine
+image = keras.Input((32, 32, 3), name="image")
+network = keras.Model(image, keras.layers.Conv2D(1, 3, padding="same")(image))
+compiled(network, "openvino")(numpy.zeros((1, 32, 32, 3), "float32"))
+print(calls)
+"""
+
+
+@pytest.mark.skipif(no_openvino, reason="openvino is not installed")
+def test_openvino_tells_nobody(tmp_path):
+    where = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", QUIET], env=where, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    assert not (tmp_path / "intel").exists()  # Where its makers would have named this user
 
 
 def test_names_of_engines(monkeypatch):
