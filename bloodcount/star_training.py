@@ -10,7 +10,7 @@ __all__ = ['FINE_TUNING', 'UNIT', 'WIDTH', 'DEPTH', 'AFTER', 'KIND_WEIGHTS', 'LO
 # %% ../nbs/10_star_training.ipynb #b21f2001
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,6 @@ def finish_stars(
     data: dict,  # What it learnt from: a title, and image names
     schedule: StarSchedule,
     note: str = "",
-    widths: Mapping[str, float] = WIDTHS,  # cell -> width of red cells where it is looked for, px
 ) -> dict:  # The card
     "Choose thresholds, and write the card and the library's own thresholds."
     folder = Path(folder)
@@ -272,7 +271,7 @@ def finish_stars(
         "cell": "all", "network": "stardist", "recipe": "stars", "key": "", "data": data,
         "weights_sha256": sha256(folder / "weights_best.h5"),
         "thresholds": dict.fromkeys(CELLS, 0.2), "overlap": OVERLAP, "smallest": SMALLEST,
-        "widths": dict(widths), "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
+        "widths": WIDTHS, "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
     }  # fmt: skip
     write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
     finder, scores = load_stars(folder, schedule.precision), {}
