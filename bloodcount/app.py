@@ -418,10 +418,7 @@ class Page(Widgets):
 
     def click(self, row: float, col: float) -> None:
         "Add or remove a cell where the picture was clicked, by the chosen mode."
-        if self.mode.value == "look":
-            return
-        if self.editor is None:
-            self.said.object = "Count an image first."
+        if self.editor is None or self.mode.value == "look":
             return
         if self.mode.value == "add":
             changed = self.editor.add(self.cell.value, row, col)
@@ -498,7 +495,9 @@ def _tapped(page: Page, event: Any) -> None:
     row, col = page.clicked
     again = event.event_name == "doubletap" and np.hypot(event.y - row, event.x - col) < 3
     page.clicked = event.y, event.x
-    if not again:
+    if page.editor is None:
+        page.said.object = "Count an image first."
+    elif not again:
         page.click(event.y, event.x)
 
 # %% ../nbs/12_app.ipynb #09d89796

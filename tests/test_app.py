@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,8 @@ def test_a_bad_path_is_a_message_and_two_presses_are_one_result(tmp_path, smears
     assert "There is no image to count." in page.said.object
     page.path.value = str(smears)
     assert list(page.image.options) == ["a.png", "b.png"]
+    app._tapped(page, SimpleNamespace(event_name="tap", x=5.0, y=5.0))
+    assert page.said.object == "Count an image first."
     page.button.clicks += 1
     page.button.clicks += 1
     assert len(pd.read_csv(tmp_path / "out" / "counts.csv")) == 2
