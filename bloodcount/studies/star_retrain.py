@@ -23,9 +23,10 @@ from ..files import copy_file, read_card, write_text
 from ..scale import AnyScale
 from ..settings import CELLS, Settings
 from ..source import code_digest, digest
+from ..star_marks import outlined_by
 from ..star_training import StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
-from ..stars import STAR_WEIGHTS, load_stars
+from ..stars import STAR_WEIGHTS, StarFinder, load_stars
 from .other_smears import fields_of, other_name, second_truths
 from .protocol import Run, as_frames, progress, repeats
 from .star_network import SECOND, STAR_KEYS, star_results, star_rows
@@ -97,10 +98,15 @@ def learnt_cells(data: DataSet, name: str) -> list[str]:
     return [cell for cell in CELLS if data.index.loc[name, f"{cell}_split"] != "test"]
 
 
-def truths_of(data: DataSet, names: list[str]) -> list[StarTruth]:
+def truths_of(
+    data: DataSet,
+    names: list[str],
+    before: StarFinder | None = None,  # Finds the red cells of clumps where there is only a mask
+) -> list[StarTruth]:
     "Images as the star network learns them."
+    found = outlined_by(before) if before else None
     return [
-        star_truth(read_smear(data, name), learnt_cells(data, name))
+        star_truth(read_smear(data, name), learnt_cells(data, name), found)
         for name in progress(names, "truths")
     ]
 
