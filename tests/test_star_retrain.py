@@ -62,9 +62,10 @@ def test_no_test_image_teaches_its_type(real_data):
     assert "wbc" not in truth.whole and not len(truth.numbers(CELLS.index("wbc") + 1))
 
 
-def test_the_second_weights_go_on_with_the_first(training):
+def test_each_round_goes_on_with_the_one_before(training):
     second = dataclasses.replace(training, recipe="elsewhere")
-    assert training.start is None and second.start == training
+    assert second.start == training and training.start.recipe == "lone"
+    assert training.start.start is None
     assert second.folder != training.folder and second.key != training.key
     with pytest.raises(SettingsError, match="no star weights 'elsewere'. Did you mean 'elsewhere'"):
         dataclasses.replace(training, recipe="elsewere")
@@ -74,7 +75,8 @@ def test_the_schedule_is_that_of_the_settings(training):
     assert training.schedule == StarSchedule(
         epochs=1, steps=2, batch=2, side=64, warm=1, precision="mixed_bfloat16"
     )
-    assert StarTraining(load_settings("paper"), training.data).schedule.epochs == 120
+    paper = StarTraining(load_settings("paper"), training.data)
+    assert (paper.start.schedule.epochs, paper.schedule.epochs) == (120, 25)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -88,7 +90,7 @@ def test_one_network_for_all_cell_types(training, cell):
 def test_without_other_smears_the_second_weights_are_refused(training, monkeypatch):
     monkeypatch.setattr(star_retrain, "fields_of", lambda run: [])
     with pytest.raises(InputError, match="BLOODCOUNT_OTHER_SMEARS"):
-        star_retrain._other_truths(training, STARS)
+        star_retrain._other_truths(training, load_stars())
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ from bloodcount.star_truth import (
     own_truth,
     parted,
     red_diameter,
+    single,
     star_truth,
 )
 from bloodcount.stars import Stars, filled
@@ -87,6 +88,37 @@ def test_without_outlines_only_lone_cells_are_learnt(smear, truth):
     all_red = (truth.kinds[truth.labels.clip(0)] == RED).astype(np.uint8)
     all_red = cv2.resize(all_red, red.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     assert (all_red & (kept.labels == 0)).sum() < 0.05 * all_red.sum() and red.any()
+
+
+def contour_of(*middles):
+    "The contour of discs as large as a red cell, their middles (x, y) in px."
+    mask = np.zeros((90, 90), np.uint8)
+    for middle in middles:
+        cv2.circle(mask, middle, round(DIAMETER / 2), 1, -1)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return contours[0][:, 0]
+
+
+@pytest.mark.parametrize("apart", [0, 2, 16, 24, 34])
+def test_one_cell_does_not_look_like_two(apart):
+    assert single(contour_of((30, 45), (30 + apart, 45))) == (apart < 16)
+
+
+def test_found_cells_that_fit_the_mask_fill_its_clumps(smear, truth):
+    masked = dataclasses.replace(smear, polygons={}, edges={})
+    red = np.where(truth.kinds[truth.labels.clip(0)] == RED, truth.labels, 0)
+
+    def found(picture, by=0):
+        size = picture.shape[1::-1]
+        near = cv2.resize(red.astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+        return np.roll(near.astype(int), by, axis=1)
+
+    lone, filled = star_truth(masked), star_truth(masked, CELLS, found)
+    off = star_truth(masked, CELLS, lambda picture: found(picture, 15))
+    counts = [len(each.numbers(RED)) for each in (lone, off, filled)]
+    assert counts[0] < 60 and counts[2] > 75 and counts[1] < counts[2] - 10
+    assert "rbc" in filled.whole
+    assert (filled.labels < 0).sum() < 0.3 * (lone.labels < 0).sum()
 
 
 def test_lobes_are_joined_and_touching_cells_parted():
