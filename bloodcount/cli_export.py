@@ -30,8 +30,11 @@ def export_command(
         typer.Option(metavar="FILE.onnx", help="For QuPath, with a script beside it."),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="bloodcount, elsewhere, or the folder of a trained star model.")
-    ] = "bloodcount",
+        str,
+        typer.Option(
+            help="elsewhere, with which the tool counts, bloodcount, or the folder of a trained star model."
+        ),
+    ] = "elsewhere",
 ) -> None:
     "Write the star network for other programs; needs the extra `share`."
     checked("--bioimageio", bioimageio, ".zip")

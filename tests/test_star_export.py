@@ -169,6 +169,17 @@ def test_no_star_model_is_refused(capsys, tmp_path):
     assert (code, len(errors)) == (3, 1) and str(tmp_path) in errors[0]
 
 
+def test_what_the_tool_counts_with_is_exported(monkeypatch):
+    from bloodcount.picture import CountPlan
+    from bloodcount.stars import STAR_WEIGHTS
+
+    asked = []
+    monkeypatch.setattr(star_export, "write_qupath", lambda path, model: asked.append(model) or [])
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--qupath", "a.onnx"])
+    assert asked == [STAR_WEIGHTS[CountPlan().weights]]
+
+
 def test_both_at_once_by_the_command_itself(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("bioimageio.spec")
