@@ -201,7 +201,9 @@ def _polygons(cells: Cells) -> dict[str, list]:
 
 
 def counts_text(cells: Mapping[str, Cells]) -> str:
-    "The counts with their intervals, as Markdown."
+    "The counts with their intervals, as Markdown; nothing where nothing is counted."
+    if not cells:
+        return ""
     lines = ["| cells | count | 95 % interval |", "|---|---:|---|"]
     for cell, those in cells.items():
         row = counted(those)
@@ -231,7 +233,18 @@ class Editor:
 
     def __init__(self, opened: Corrected) -> None:
         self.opened, self.correction = opened, opened.load()
+        self._saved = self.correction
         self._before: list[Correction] = []
+
+    @property
+    def unsaved(self) -> bool:
+        "Whether there are changes that no file holds."
+        return self.correction != self._saved
+
+    def save(self) -> Path:
+        "Write them; raises `RunError`."
+        self._saved = self.correction
+        return self.opened.save(self.correction)
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -437,6 +450,7 @@ def _connect(page: Page) -> None:
             page.said.object = str(error)
 
     page.path.param.watch(lambda event: _list_images(page), "value")
+    page.image.param.watch(lambda event: safely(_show_image), "value")
     page.layers.param.watch(lambda event: page.drawing.show_layers(page.layers.value), "value")
     page.button.on_click(lambda event: safely(_count))
     page.undo.on_click(lambda event: safely(_undo))
@@ -452,18 +466,34 @@ def _list_images(page: Page) -> None:
             raise InputError(f"{page.path.value}: no such file or folder.")
         found, _ = find_images([page.path.value])
     except BloodcountError as error:
-        page.image.options, page.said.object = [], str(error)
+        page.image.options, page.said.object = {}, str(error)
     else:
-        page.image.options = {Path(path).name: path for path in found}
-        page.image.value = found[0]
         page.said.object = ""
+        page.image.options = {Path(path).name: path for path in found}
+        page.image.value = found[0]  # Which shows it
 
 # %% ../nbs/12_app.ipynb #c0583965
+def _leave(page: Page) -> None:
+    "Keep the corrections of the image that was counted last."
+    if page.editor and page.editor.unsaved:
+        page.editor.save()
+
+
+def _show_image(page: Page) -> None:
+    "The chosen image as it is, before it is counted."
+    _leave(page)
+    page.editor, page.said.object = None, ""
+    page.show_cells()
+    if page.image.value:
+        page.drawing.show_image(look_at(page.image.value, page.way.value.page).image)
+
+
 def _count(page: Page) -> None:
     path = page.image.value
     if not path:
         page.said.object = "Choose an image first."
         return
+    _leave(page)
     page.button.disabled, page.button.label = True, "Counting ..."
     try:
         out = Path(page.out) if page.out else Path(path).parent / "counted"
@@ -486,7 +516,7 @@ def _save(page: Page) -> None:
     if page.editor is None:
         page.said.object = "Count an image first."
         return
-    path = page.editor.opened.save(page.editor.correction)
+    path = page.editor.save()
     page.said.object = f"Saved: `{path}`, and the table, label images and ROIs beside it."
 
 # %% ../nbs/12_app.ipynb #dad6807e

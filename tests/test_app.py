@@ -126,6 +126,25 @@ def test_cells_of_the_picture_before_are_not_shown_on_the_next(tmp_path, smears)
     assert len(page.drawing._outlines["rbc"].data["xs"]) == 9
 
 
+def test_an_image_is_shown_when_it_is_chosen_and_corrections_are_kept(tmp_path, smears):
+    page = Page(smears, tmp_path / "out", PLAN, Darkness())
+    first = page.drawing._picture.data["url"]
+    assert len(first) == 1 and page.counts.object == ""
+    page.button.clicks += 1
+    page.mode.value = "remove"
+    page.click(*Darkness()(SMEAR.image)["rbc"].centre[0])
+    Image.fromarray(SMEAR.image[::-1]).save(smears / "b.png")
+    page.image.value = str(smears / "b.png")
+    assert page.drawing._picture.data["url"] != first
+    assert page.counts.object == "" and page.drawing._outlines["rbc"].data["xs"] == []
+    page.image.value = str(smears / "a.png")
+    page.button.clicks += 1
+    assert len(page.cells["rbc"]) == 8 and not page.editor.unsaved
+    (smears / "b.png").write_text("no picture any more")
+    page.image.value = str(smears / "b.png")
+    assert "b.png" in page.said.object
+
+
 def test_a_person_chooses_what_counts(tmp_path, smears, monkeypatch):
     asked = []
     monkeypatch.setattr(app, "finder_of", lambda plan: asked.append(plan.weights) or Darkness())
@@ -203,6 +222,8 @@ def test_in_a_browser(tmp_path, address, browser):
         browser.mouse.click(*browser.evaluate(PLACE, [float(row), float(col)]))
 
     browser.goto(address)
+    browser.get_by_role("button", name="Count", exact=True).wait_for()
+    shot("chosen")
     browser.get_by_role("button", name="Count", exact=True).click()
     counts(9)
     shot("counted")
