@@ -733,6 +733,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'bloodcount.star_truth._filled': ('star_truth.html#_filled', 'bloodcount/star_truth.py'),
                                        'bloodcount.star_truth._forget': ('star_truth.html#_forget', 'bloodcount/star_truth.py'),
                                        'bloodcount.star_truth._nearest_pair': ('star_truth.html#_nearest_pair', 'bloodcount/star_truth.py'),
+                                       'bloodcount.star_truth._opened': ('star_truth.html#_opened', 'bloodcount/star_truth.py'),
                                        'bloodcount.star_truth._shrunk': ('star_truth.html#_shrunk', 'bloodcount/star_truth.py'),
                                        'bloodcount.star_truth._solidity': ('star_truth.html#_solidity', 'bloodcount/star_truth.py'),
                                        'bloodcount.star_truth._wider': ('star_truth.html#_wider', 'bloodcount/star_truth.py'),

@@ -50,7 +50,6 @@ from bloodcount.studies.runner import (
     run,
 )
 from bloodcount.studies.star_retrain import (
-    ROUNDS,
     StarTraining,
     score_star,
     ship_star,
@@ -69,7 +68,7 @@ TRAINED = {
     ("wbc", "do_unet"): ("best", "refined"),
     ("plt", "do_unet"): ("best", "refined"),
     **{(cell, "segnet"): (CHOSEN["segnet", cell],) for cell in CELLS},
-    (StarTraining.cell, StarTraining.network): ROUNDS,
+    (StarTraining.cell, StarTraining.network): tuple(STAR_WEIGHTS),
 }
 AnyTraining = Union["Training", StarTraining]
 
@@ -279,9 +278,7 @@ def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where
 
 
 def keep_stars(training: StarTraining) -> str:  # Where it went, in words
-    "The same for a star network, if it is one that ships."
-    if training.recipe not in STAR_WEIGHTS:
-        return "The next round begins with it; it stays in its folder."
+    "The same for a star network."
     return str(ship_star(training)) if _tables_look_here() else BY_HAND
 
 
