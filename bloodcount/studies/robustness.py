@@ -33,7 +33,15 @@ from bloodcount.studies.colour import (
 from .figures import nothing_to_draw
 from .protocol import TRUTHS, Run, about, kept_rows, knows, progress
 from .results import joined
-from .star_network import FOUND_BY, STAR, Find, find_stars, finder_name
+from bloodcount.studies.star_network import (
+    FOUND_BY,
+    SECOND,
+    STAR,
+    Find,
+    find_by_second,
+    find_stars,
+    finder_name,
+)
 
 # %% ../../nbs/studies/19_robustness.ipynb #3439f716
 CHANGES: dict[str, tuple[float, ...]] = {
@@ -151,14 +159,13 @@ ROBUSTNESS = "robustness"  # Its table of results
 
 def robustness_results(
     run: Run,
-    find: Find = find_stars,
 ) -> pd.DataFrame:  # Columns RESULTS
-    "The drifts of the star network and of the run's own networks, for every cell type."
-    pictures = pictures_of(run)
-    stars = star_counts(run, pictures, find)
-    frames = [
-        drift_rows(run, ROBUSTNESS, STAR, cell, "stars", counts) for cell, counts in stars.items()
-    ]
+    "The drifts of the star networks and of the run's own networks, for every cell type."
+    pictures, frames = pictures_of(run), []
+    for weights, find in ((STAR["weights"], find_stars), (SECOND, find_by_second)):
+        by = STAR | {"weights": weights}
+        for cell, counts in star_counts(run, pictures, find).items():
+            frames.append(drift_rows(run, ROBUSTNESS, by, cell, "stars", counts))
     for cell, counts in paper_counts(run, pictures).items():
         by = run.counted(cell), cell, run.how(cell).method
         frames.append(drift_rows(run, ROBUSTNESS, *by, counts))
