@@ -207,7 +207,8 @@ F1 on the validation images of `card.json`: {f1}. Count a few images of your own
 """
 
 
-# Least `prob` where these kinds are found by maxima too: the best F1 of both star weights, on images that are not held out
+# Least `prob` where these kinds are found by maxima too: the best F1 of the first star weights and of earlier second ones,
+# on images that are not held out
 MAXIMA = {"wbc": 0.65, "plt": 0.65}
 
 
