@@ -233,18 +233,7 @@ class Editor:
 
     def __init__(self, opened: Corrected) -> None:
         self.opened, self.correction = opened, opened.load()
-        self._saved = self.correction
         self._before: list[Correction] = []
-
-    @property
-    def unsaved(self) -> bool:
-        "Whether there are changes that no file holds."
-        return self.correction != self._saved
-
-    def save(self) -> Path:
-        "Write them; raises `RunError`."
-        self._saved = self.correction
-        return self.opened.save(self.correction)
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -475,8 +464,8 @@ def _list_images(page: Page) -> None:
 # %% ../nbs/12_app.ipynb #c0583965
 def _leave(page: Page) -> None:
     "Keep the corrections of the image that was counted last."
-    if page.editor and page.editor.unsaved:
-        page.editor.save()
+    if page.editor and page.editor.correction != page.editor.opened.load():
+        page.editor.opened.save(page.editor.correction)
 
 
 def _show_image(page: Page) -> None:
@@ -516,7 +505,7 @@ def _save(page: Page) -> None:
     if page.editor is None:
         page.said.object = "Count an image first."
         return
-    path = page.editor.save()
+    path = page.editor.opened.save(page.editor.correction)
     page.said.object = f"Saved: `{path}`, and the table, label images and ROIs beside it."
 
 # %% ../nbs/12_app.ipynb #dad6807e
