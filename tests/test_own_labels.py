@@ -1,8 +1,10 @@
 """Labels of other programs: what is understood, and what is refused in one sentence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import papermill
 import pytest
 import tifffile
 from PIL import Image
@@ -218,3 +220,10 @@ def test_an_image_without_labels_is_refused(tmp_path):
     write(tmp_path / "settings.json", {"nothing": "of this kind"})
     with pytest.raises(InputError, match="no labels beside it.*a.labels.tif"):
         labels_beside(tmp_path / "a.jpg", SHAPE)
+
+
+def test_the_notebook_that_trains_on_them_runs_to_its_end(tmp_path):
+    notebook = Path(__file__).parent.parent / "nbs" / "train_on_your_own.ipynb"
+    done = tmp_path / "done.ipynb"
+    papermill.execute_notebook(notebook, done, cwd=tmp_path, progress_bar=False)
+    assert (tmp_path / "runs" / "own-model" / "card.json").is_file()
