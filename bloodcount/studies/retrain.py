@@ -50,6 +50,7 @@ from bloodcount.studies.runner import (
     run,
 )
 from bloodcount.studies.star_retrain import (
+    STARTS,
     StarTraining,
     score_star,
     ship_star,
@@ -68,7 +69,7 @@ TRAINED = {
     ("wbc", "do_unet"): ("best", "refined"),
     ("plt", "do_unet"): ("best", "refined"),
     **{(cell, "segnet"): (CHOSEN["segnet", cell],) for cell in CELLS},
-    (StarTraining.cell, StarTraining.network): tuple(STAR_WEIGHTS),
+    (StarTraining.cell, StarTraining.network): tuple(STARTS),
 }
 AnyTraining = Union["Training", StarTraining]
 
@@ -279,6 +280,8 @@ def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where
 
 def keep_stars(training: StarTraining) -> str:  # Where it went, in words
     "The same for a star network."
+    if training.recipe not in STAR_WEIGHTS:
+        return "A beginning, with which the next one goes on: it stays in its folder."
     return str(ship_star(training)) if _tables_look_here() else BY_HAND
 
 
