@@ -113,10 +113,8 @@ SEEN_RIM = 0.25  # Least own rim, in circumferences of a usual cell
 HOLDS = 0.15, 0.3  # How strongly both half axes are held to the usual radius, and to each other
 AXES = 0.6, 1.5  # Half axes that are believed, in usual radii
 BARE = 0.12  # Greatest share of the ellipse on the background
-SEEN = (
-    0.15,
-    0.97,
-)  # Share of the whole that is seen: with less it is no cell, with more it is not covered
+# Share of the whole that is seen: with less of it there is no cell to learn, with more it is not covered
+SEEN = 0.15, 0.97
 
 
 def _ellipse(rim: np.ndarray, start: np.ndarray, usual: float) -> np.ndarray | None:
@@ -139,10 +137,8 @@ def _ellipse(rim: np.ndarray, start: np.ndarray, usual: float) -> np.ndarray | N
         return None
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     along, across = a * np.cos(angle), b * np.sin(angle)
-    y, x = (
-        along * np.cos(turn) - across * np.sin(turn),
-        along * np.sin(turn) + across * np.cos(turn),
-    )
+    y = along * np.cos(turn) - across * np.sin(turn)
+    x = along * np.sin(turn) + across * np.cos(turn)
     return np.stack([row + y, col + x], axis=1)
 
 
@@ -195,10 +191,8 @@ def whole_outlines(
     return {n: outline for n, outline in made.items() if outline is not None}
 
 # %% ../nbs/10_star_shapes.ipynb #c62b36e4
-HOLLOW, SMALL = (
-    0.87,
-    0.3,
-)  # Solidity, and areas of a usual cell, below which a part beside others is a rest of a cell
+# Solidity, and areas of a usual cell, below which a part beside others is a rest of a cell
+HOLLOW, SMALL = 0.87, 0.3
 
 
 def is_rest(
