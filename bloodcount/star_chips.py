@@ -83,6 +83,7 @@ def cut_chip(
         for before, after in zip(old.tolist(), new.tolist())
         if before in truth.covered
     }
+    covered = {number: at for number, at in covered.items() if at[1].any()}  # Not at its very rim
     return StarChip(image.astype(np.float32) / 255, numbers, kinds, zoom, covered)
 
 # %% ../nbs/10_star_chips.ipynb #0bb27cce
