@@ -45,7 +45,7 @@ def _all_of(outline: np.ndarray, labels: np.ndarray, number: int) -> Place:
     where, inside = pixels_of(outline[:, ::-1], labels.shape)
     return where, inside & (labels[where] >= 0)
 
-
+# %% ../nbs/10_star_chips.ipynb #bcee1cd9
 def cut_chip(
     truth: StarTruth,
     centre: tuple[float, float],  # Row and column, px of the truth
@@ -347,7 +347,7 @@ def _deepest(
         depth[where][better] = deep[better][:, None]
         reach[where][better] = star_dist(own, rays, mode="cpp", grid=(grid, grid))[better]
 
-
+# %% ../nbs/10_star_chips.ipynb #6ca2949c
 def targets(
     chip: StarChip,
     rays: int = 32,  # Directions

@@ -80,7 +80,7 @@ def claimed(
     deepest[where][deeper] = depth[deeper]
     return where, deeper
 
-
+# %% ../nbs/10_star_shapes.ipynb #e2739c6f
 def _every_px(outline: np.ndarray) -> np.ndarray:
     "Points of an outline that lie 1 px apart."
     closed = np.vstack([outline, outline[:1]])

@@ -353,7 +353,7 @@ def _outlines_of(labels: np.ndarray) -> dict[int, np.ndarray]:
             outlines[number] = contour[:, ::-1] + corner
     return outlines
 
-
+# %% ../nbs/10_star_truth.ipynb #a5386e78
 def own_truth(
     name: str,
     image: np.ndarray,  # (H, W, 3) uint8 RGB

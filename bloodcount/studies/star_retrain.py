@@ -37,7 +37,7 @@ from .training import step_bar
 # learn the clumps, in which the network before them outlines the cells.
 STARTS = {"begun": None, "bloodcount": "begun", SECOND: "bloodcount"}
 
-
+# %% ../../nbs/studies/19_star_retrain.ipynb #bee8914c
 @dataclasses.dataclass(frozen=True)
 class StarTraining:
     "One training of the star network; raises `SettingsError` for one that there is not."
@@ -76,9 +76,8 @@ class StarTraining:
     def key(self) -> str:
         "A name for all that its weights depend on, but the code."
         other = other_name(self.settings) if self.recipe == SECOND else None
-        start = self.start.key if self.start else None
-        made_by = self.cell, self.network, self.recipe, self.schedule, start, other
-        return digest(*made_by, self.data.fingerprint)
+        made_by = self.cell, self.network, self.recipe, self.schedule
+        return digest(*made_by, self.start and self.start.key, other, self.data.fingerprint)
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #6512052b
 # Judged by, beside the two of the red cells: the weights that ship were chosen on these, new ones are comparable with them.
