@@ -40,7 +40,7 @@ Change = Callable[[StarChip, np.random.Generator], None]
 NEAR, FAR = (0.75, 1.35), (0.4, 2.4)
 
 # %% ../nbs/10_star_chips.ipynb #a45954ec
-def _all_of(outline: np.ndarray, labels: np.ndarray, number: int) -> Place:
+def _all_of(outline: np.ndarray, labels: np.ndarray) -> Place:
     "A covered cell of a chip, by its whole outline (n, 2), x and y; what is not known is not its."
     where, inside = pixels_of(outline[:, ::-1], labels.shape)
     return where, inside & (labels[where] >= 0)
@@ -79,7 +79,7 @@ def cut_chip(
     kinds = np.r_[0, truth.kinds[old[old > 0]]]
     numbers = new[place.reshape(labels.shape)].astype(np.int32)
     covered = {
-        after: _all_of(truth.covered[before][:, ::-1] @ turn.T + to, numbers, after)
+        after: _all_of(truth.covered[before][:, ::-1] @ turn.T + to, numbers)
         for before, after in zip(old.tolist(), new.tolist())
         if before in truth.covered
     }
