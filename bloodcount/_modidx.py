@@ -321,7 +321,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'bloodcount.images.as_rgb': ('images.html#as_rgb', 'bloodcount/images.py'),
                                    'bloodcount.images.full_scale': ('images.html#full_scale', 'bloodcount/images.py'),
                                    'bloodcount.images.open_picture': ('images.html#open_picture', 'bloodcount/images.py'),
-                                   'bloodcount.images.probe': ('images.html#probe', 'bloodcount/images.py'),
                                    'bloodcount.images.read_image': ('images.html#read_image', 'bloodcount/images.py'),
                                    'bloodcount.images.to_uint8': ('images.html#to_uint8', 'bloodcount/images.py')},
             'bloodcount.losses': { 'bloodcount.losses._pair': ('losses.html#_pair', 'bloodcount/losses.py'),
