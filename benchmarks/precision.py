@@ -11,7 +11,7 @@ import pandas as pd
 from bloodcount.counting import count
 from bloodcount.data import read_smear
 from bloodcount.engines import engine_version
-from bloodcount.files import write_text
+from bloodcount.files import write_csv
 from bloodcount.segmentation import Maps, Segmenter, load_segmenter
 from bloodcount.settings import CELLS
 from bloodcount.studies.protocol import Run, counted_images, progress, start
@@ -76,7 +76,7 @@ def main() -> None:
             segmenter(warm)
         for name in progress(images, cell):
             rows += rows_of(run, cell, name, ways)
-            write_text(out, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+            write_csv(out, pd.DataFrame(rows), float_format="%.6g")
 
 
 if __name__ == "__main__":

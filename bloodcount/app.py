@@ -26,7 +26,7 @@ from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
 from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
 from .results import Result, cell_table, counted, data_address, pick
-from .store import Store, write_csv
+from .store import Store, write_sheet
 
 # %% ../nbs/12_app.ipynb #81d74ae7
 USUAL = {"rbc": 36.0, "wbc": 60.0, "plt": 10.0}  # Radius of a cell in a field without any, px
@@ -153,7 +153,7 @@ def _write_cells(folder: Path, stem: str, cells: Mapping[str, Cells], result: Re
         return
     size = result.rows[0].get("pixel_size")
     tables = [cell_table(part, result.field, size).assign(cell=c) for c, part in cells.items()]
-    write_csv(folder / f"{stem}.csv", pd.concat(tables))
+    write_sheet(folder / f"{stem}.csv", pd.concat(tables))
     write_rois(folder / f"{stem}.zip", cells)
     for cell, those in cells.items():
         write_labels(folder / f"{stem}_{cell}.tif", those.labels, size)
@@ -165,7 +165,7 @@ def _write_table(out: Path) -> None:
         told = json.loads(path.read_text(encoding="utf-8"))
         rows += [{"image": told["image"], "cell": c} | row for c, row in told["counts"].items()]
     columns = None if rows else ["image", "cell"]
-    write_csv(out / "corrected.csv", pd.DataFrame(rows, columns=columns))
+    write_sheet(out / "corrected.csv", pd.DataFrame(rows, columns=columns))
 
 # %% ../nbs/12_app.ipynb #f6ce1508
 def open_counted(

@@ -37,18 +37,12 @@ class Picture:
     "A picture, and what is known of it."
 
     pixels: np.ndarray  # (H, W, 3) uint8 RGB, upright
-    path: str = ""  # As it was given; empty for an array
     kind: str = "colour"  # "colour", "grey", or "grey stored as RGB"
     scaling: str = "8 bits, as they are"  # How brightness became 0..255
     um_per_px: float | None = None  # As the file states it, um
     hidden: float = 0.0  # Share of the pixels that alpha hides, 0..1
     sha256: str = ""  # Of the file, or of the array's bytes
     warnings: tuple[str, ...] = ()  # A sentence each
-
-    @property
-    def size(self) -> tuple[int, int]:
-        "Rows and columns, px."
-        return self.pixels.shape[:2]
 
 # %% ../nbs/01_images.ipynb #e247d27c
 _FULL = (255, 1023, 4095, 16383, 65535)  # The largest values of 8, 10, 12, 14 and 16 bits
@@ -195,7 +189,7 @@ def _as_picture(
         notes.append(f"{name}: transparent in {hidden:.0%} of its area, shown white.")
     scaling = _scaling(colours, stored.bits)
     um = stored.um_per_px
-    return Picture(rgb, "", kind, scaling, um, hidden, warnings=tuple(notes))
+    return Picture(rgb, kind, scaling, um, hidden, warnings=tuple(notes))
 
 # %% ../nbs/01_images.ipynb #13649f61
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -482,7 +476,7 @@ def open_picture(
         stored = (_read_tiff if _is_tiff(path) else _read_picture)(path, page)
         said = list(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
         picture = _as_picture(stored, str(path), said)
-        return replace(picture, path=str(source), sha256=sha256(path))
+        return replace(picture, sha256=sha256(path))
 
 # %% ../nbs/01_images.ipynb #09a0b6a7
 def read_image(

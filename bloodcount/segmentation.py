@@ -9,7 +9,6 @@ __all__ = ['LEVELS', 'MODELS', 'SHIPPED', 'WEIGHTS', 'Maps', 'truth_maps', 'outl
 
 # %% ../nbs/06_segmentation.ipynb #81415cdc
 import functools
-import hashlib
 import importlib.util
 import os
 import threading
@@ -29,7 +28,7 @@ from .data import Smear, polygon_mask
 from .engines import Predict, chosen_engine, compiled, engine_version
 from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
-from .files import read_card, replacing, sha256
+from .files import pixels_sha256, read_card, replacing, sha256
 from .settings import CELLS, Settings
 from .source import digest
 from .tiles import equalise, map_tiles, plan_tiles, resized, to_input
@@ -260,7 +259,6 @@ def maps_name(
     segmenter: Segmenter,
 ) -> str:
     "A name made from all that the maps of an image depend on."
-    pixels = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
     made_by = (
         segmenter.network,
         segmenter.checksum,
@@ -269,7 +267,8 @@ def maps_name(
         segmenter.zoom,
         engine_version(segmenter.engine),
     )
-    return digest(pixels, made_by, computed_by("tiles", "networks", "segmentation"))
+    by = computed_by("tiles", "networks", "segmentation")
+    return digest(pixels_sha256(image), made_by, by)
 
 # %% ../nbs/06_segmentation.ipynb #9a70f81a
 def kept_maps(

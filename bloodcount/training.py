@@ -24,7 +24,7 @@ from .augment import Chips, Field, chips, draw_batch, field, zoomed
 from .cache import commit, environment
 from .data import DataSet, Smear, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
-from .files import read_card, replacing, sha256, write_text
+from .files import read_card, replacing, sha256, write_csv, write_text
 from .losses import LOSSES, METRICS
 from .networks import MODELS, OUTPUTS, arithmetic, keras, read_weights, write_weights
 from .paste import draw_white_cells, paste_cells
@@ -363,8 +363,7 @@ class _Keeper(keras.callbacks.Callback):
 
 # %% ../nbs/05_training.ipynb #382e52c7
 def _write_history(folder: Path, history: list[dict]) -> None:
-    text = pd.DataFrame(history).to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    write_text(folder / "history.csv", text)
+    write_csv(folder / "history.csv", pd.DataFrame(history), float_format="%.6g")
 
 # %% ../nbs/05_training.ipynb #153e929c
 def _assign(variables: Sequence, values: Sequence[np.ndarray], kept: Path) -> None:

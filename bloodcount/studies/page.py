@@ -17,7 +17,7 @@ import nbformat
 import pandas as pd
 
 from ..errors import InputError
-from ..files import replacing, write_text
+from ..files import replacing, write_csv, write_text
 from ..settings import PROJECT
 from .claims import claims_table, headline_table
 from .results import RESULTS, TRUTH_TITLES, table_of, typed
@@ -137,7 +137,7 @@ def gather_results(
     frames = [pd.read_csv(file, keep_default_na=False) for file in files if file.exists()]
     frames = [f for f in frames if len(f)] or [pd.DataFrame(columns=RESULTS)]
     results = pd.concat(frames, ignore_index=True)
-    write_text(figures / "results.csv", results.to_csv(index=False, lineterminator="\n"))
+    write_csv(figures / "results.csv", results)
     return results
 
 # %% ../../nbs/studies/22_page.ipynb #66f54b9c

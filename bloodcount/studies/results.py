@@ -19,7 +19,7 @@ import pandas as pd
 from ..data import names, read_smear
 from ..drawing import NETWORK_TITLES
 from ..evaluation import instance_quantities, pool_matching, steps, summarise
-from ..files import write_text
+from ..files import write_csv
 from ..settings import PROJECT
 from bloodcount.studies.protocol import (
     TRUTHS,
@@ -384,9 +384,9 @@ def write_results(
         counts = results.loc[single, _COUNTED].rename(columns={"images": "image"})
         counts = counts.drop_duplicates().astype({"value": int})
         path = run.folder / name.replace("results_", "counts_")
-        write_text(path, counts.to_csv(index=False, lineterminator="\n"))
+        write_csv(path, counts)
     results = results[~single].drop_duplicates()
-    write_text(run.folder / name, results.round(6).to_csv(index=False, lineterminator="\n"))
+    write_csv(run.folder / name, results.round(6))
     return results
 
 

@@ -7,8 +7,6 @@ __all__ = ['CHANGES', 'UNITS', 'AT_REST', 'ROBUSTNESS', 'worse', 'pictures_of', 
            'robustness_results', 'robustness_table', 'robustness_figure']
 
 # %% ../../nbs/studies/19_robustness.ipynb #c19cfa70
-import hashlib
-
 import cv2
 import matplotlib
 import numpy as np
@@ -19,6 +17,7 @@ from ..balance import background, balanced, gains, shrunk
 from ..data import names, read_smear
 from ..drawing import CELL_TITLES, LINE_COLOURS, MARKERS, STYLE, WIDTH
 from ..errors import SettingsError, hint
+from ..files import pixels_sha256
 from ..scale import middle
 from ..segmentation import WEIGHTS, load_segmenter
 from bloodcount.studies.colour import (
@@ -125,7 +124,7 @@ def star_counts(
     "What the star network counts in every picture."
 
     def counted(image: np.ndarray) -> dict[str, int]:
-        pixels = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        pixels = pixels_sha256(image)
 
         def make() -> dict[str, int]:
             return {cell: len(cells) for cell, cells in find(image).items()}

@@ -19,7 +19,7 @@ from ..cache import commit, environment
 from ..data import DataSet, read_smear
 from ..errors import InputError, SettingsError, hint
 from ..evaluation import steps
-from ..files import copy_file, read_card, write_text
+from ..files import copy_file, read_card, write_csv, write_text
 from ..scale import AnyScale
 from ..settings import CELLS, Settings
 from ..source import code_digest, digest
@@ -193,7 +193,7 @@ def score_star(training: StarTraining) -> pd.DataFrame:  # Columns RESULTS; also
         rows.append(star_rows(smear, finder(smear.image), iou))
     results = star_results(run, as_frames(rows, STAR_KEYS))
     results = results[results["images"] == "test"]
-    write_text(folder / "scores.csv", results.round(6).to_csv(index=False, lineterminator="\n"))
+    write_csv(folder / "scores.csv", results.round(6))
     return results
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #3b9d40a2

@@ -26,7 +26,7 @@ from tqdm.std import tqdm
 from ..cache import environment
 from ..data import real_data
 from ..errors import InputError
-from ..files import sha256, writable, write_text
+from ..files import sha256, writable, write_csv, write_text
 from ..settings import PROFILES, PROJECT, load_settings
 from ..source import code_digest, digest
 from .parameters import check_parameters
@@ -176,10 +176,6 @@ def _with_parameters(frame: pd.DataFrame, parameters: Sequence[dict]) -> pd.Data
         frame.insert(place, title, column, allow_duplicates=True)
     return frame
 
-
-def _write_table(path: Path, frame: pd.DataFrame) -> None:
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
-
 # %% ../../nbs/studies/21_sweep.ipynb #37204219
 def write_results(points: Sequence[Job], out: Path) -> None:
     "Join the rows of numbers/results_*.csv of points that are done."
@@ -196,7 +192,7 @@ def write_results(points: Sequence[Job], out: Path) -> None:
             parameters += [point.parameters] * len(frames[-1])
     if frames:
         joined = pd.concat(frames, ignore_index=True)
-        _write_table(out / "results.csv", _with_parameters(joined, parameters))
+        write_csv(out / "results.csv", _with_parameters(joined, parameters))
     else:
         (out / "results.csv").unlink(missing_ok=True)
 
@@ -220,7 +216,7 @@ def write_summary(
         rows.append(row)
     write_results(done, out)
     frame = _with_parameters(pd.DataFrame(rows), [point.parameters for point in points])
-    _write_table(out / "summary.csv", frame)
+    write_csv(out / "summary.csv", frame)
     return frame
 
 # %% ../../nbs/studies/21_sweep.ipynb #c10b7452

@@ -21,7 +21,7 @@ import pandas as pd
 
 from ..drawing import CELL_TITLES, METHOD_TITLES, number
 from ..errors import InputError
-from ..files import replacing, write_text
+from ..files import write_csv, write_text
 from .results import images_title, network_title, value_of
 
 # %% ../../nbs/studies/02_tables.ipynb #b67242f0
@@ -275,8 +275,7 @@ def write_table(
     path, marked = Path(path), "".join(table.astype(str).to_numpy().ravel())
     notes = [f"{m} {note}" for m, note in FOOTNOTES.items() if m in marked]
     source = " ".join([f"{source}." if notes else source, *notes])
-    with replacing(path.with_suffix(".csv")) as part:
-        table.to_csv(part, index=False, lineterminator="\n")
+    write_csv(path.with_suffix(".csv"), table)
     markdown = table.to_markdown(index=False, disable_numparse=True) or _NOTHING
     write_text(path.with_suffix(".md"), f"{caption}\n\n{markdown}\n\n*{source}*\n")
     write_text(path.with_suffix(".tex"), latex_table(table, caption, source, path.stem))

@@ -19,7 +19,7 @@ from ..data import DataSet, names, read_smear
 from ..drawing import CELL_TITLES, METHOD_TITLES, NETWORK_TITLES, number
 from ..errors import InputError
 from ..evaluation import pixel_scores
-from ..files import copy_file, read_card, write_text
+from ..files import copy_file, read_card, write_csv, write_text
 from ..models import read_counting
 from ..segmentation import SHIPPED, Segmenter, load_segmenter, write_masks
 from ..settings import CELLS, Settings
@@ -106,7 +106,7 @@ def score_model(
         frames.append(score_tiles(run, cell))
     results = pd.concat([frame for frame in frames if len(frame)])
     results = results[~results["quantity"].isin(OF_IMAGES)]
-    write_text(folder / "scores.csv", results.round(6).to_csv(index=False, lineterminator="\n"))
+    write_csv(folder / "scores.csv", results.round(6))
     return results
 
 
