@@ -407,8 +407,10 @@ def _trained_as(weights: str, cell: str, recipe: str, seeds: int) -> str:
     "How the network of a row of Table II was trained."
     if weights == "authors":
         return "the authors' weights"
-    ships = ", which ships" if recipe == CHOSEN["do_unet", cell] else ""
-    return recipe_title(cell, recipe) + ships + (f", mean of {seeds} seeds" if seeds > 1 else "")
+    told = [recipe_title(cell, recipe)] + ([f"mean of {seeds} seeds"] if seeds > 1 else [])
+    if recipe == CHOSEN["do_unet", cell]:
+        told.append("seed 0 ships" if seeds > 1 else "which ships")
+    return ", ".join(told)
 
 # %% ../../nbs/studies/06_training.ipynb #0332809e
 def _printed_loss(part: pd.DataFrame) -> str:
