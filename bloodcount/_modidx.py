@@ -1206,6 +1206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'bloodcount.studies.page._item': ('studies/page.html#_item', 'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page._shown_table': ( 'studies/page.html#_shown_table',
                                                                                    'bloodcount/studies/page.py'),
+                                         'bloodcount.studies.page._verdicts': ('studies/page.html#_verdicts', 'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page.filled': ('studies/page.html#filled', 'bloodcount/studies/page.py'),
                                          'bloodcount.studies.page.gather_results': ( 'studies/page.html#gather_results',
                                                                                      'bloodcount/studies/page.py'),

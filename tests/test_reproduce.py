@@ -238,6 +238,16 @@ def test_a_long_table_is_folded_and_keeps_its_footnotes(official, rows):
     assert "data 0123" not in text and text.count("Of some data.") == 1
 
 
+def test_the_page_sums_the_verdicts_and_shows_them_unfolded(official):
+    official.figures.mkdir()
+    verdicts = ["reproduced", "not"] * page.FOLDED + ["partly", ""]
+    table = pd.DataFrame({"the paper says": "a count", "verdict": verdicts})
+    write_table(official.figures / "table_claims", table, "A caption.", "profile paper")
+    text = page.results_page(official.figures, "Of some data.")
+    summed = f"Of {2 * page.FOLDED + 1} numbers that the paper prints, our networks reproduce {page.FOLDED}, 1 partly, and {page.FOLDED} not."
+    assert summed in text and "<details>" not in text
+
+
 def test_artefacts_are_what_the_notebooks_declare():
     declared = {
         name: declared_outputs(nbformat.read(path, as_version=4))

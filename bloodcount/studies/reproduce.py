@@ -99,9 +99,10 @@ def _about(reproduction: Reproduction) -> str:
         f"{'' if reproduction.official else no_results}Profile {profile}, {data.title}, data {data.fingerprint}. "
         "Made by `bloodcount reproduce`; do not edit. Every number stands in `results.csv`, in long form, with the "
         "paper's beside it where it printed one. Rows say whose weights they are of: ours, which come with the package, or "
-        "those that the paper's authors published; the networks of the paper's own tables were never published. "
+        "those that the paper's authors published. "
         "`provenance/` says for each notebook which commit, data, weights, versions and machine made its outputs. "
-        "Accuracies are percent; brackets are 95 % bootstrap intervals over images. Of the 13 benchmark images, 10 were "
+        "CHT counts circles, CCL separate pieces, EDT the places farthest from the background; the watershed cuts pieces "
+        "at their necks. Accuracies are percent; brackets are 95 % bootstrap intervals over images. Of the 13 benchmark images, 10 were "
         "learnt for red cells, 5 for white cells, 5 for platelets: the columns `train` and `test` keep them apart."
     )
 
