@@ -21,7 +21,7 @@ import pandas as pd
 from .batch import CORRECTIONS, Output, count_files, find_images, jobs_of
 from .counting import Cells, cells_from_labels, discs
 from .drawing import CELL_COLOURS, CELL_TITLES
-from .errors import BloodcountError, InputError, RunError
+from .errors import BloodcountError, InputError, RunError, need
 from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
 from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
@@ -162,7 +162,12 @@ def _write_cells(folder: Path, stem: str, cells: Mapping[str, Cells], result: Re
 def _write_table(out: Path) -> None:
     rows = []
     for path in sorted((out / CORRECTIONS).glob("*.json")):
-        told = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(
+                f"{path}: damaged, so corrected.csv cannot be made; delete it, and correct that image again."
+            ) from None
         rows += [{"image": told["image"], "cell": c} | row for c, row in told["counts"].items()]
     columns = None if rows else ["image", "cell"]
     write_sheet(out / "corrected.csv", pd.DataFrame(rows, columns=columns))
@@ -531,6 +536,7 @@ def serve(
     "Serve the page to this machine only, until it is stopped; raises `RunError` if the port is taken."
     import socket
 
+    need("app", "panel")
     import panel as pn
 
     try:

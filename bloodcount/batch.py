@@ -22,8 +22,9 @@ import pandas as pd
 from PIL import Image
 
 from .cache import made_once
+from .cluster import dask_client
 from .counting import Cells, cells_from_labels
-from .errors import InputError, known_name, one_line
+from .errors import InputError, known_name, known_names, one_line
 from .exports import EXPORTS, read_labels, write_export, write_labels
 from .files import sha256, writing
 from .picture import CountPlan, count_source, finder_of, listening, settings_name
@@ -61,7 +62,11 @@ def contents(out: Path) -> list[str]:
 # %% ../nbs/11_batch.ipynb #75b5eecf
 def _in_folder(folder: str, recursive: bool, notes: list[str]) -> list[str]:
     found, others, below = [], 0, 0
-    for here, folders, files in os.walk(folder):
+
+    def refused(error: OSError) -> None:
+        notes.append(f"{error.filename}: {error.strerror}; it is left out.")
+
+    for here, folders, files in os.walk(folder, onerror=refused):
         skipped = _OUTPUTS if STORE in folders else set()
         folders[:] = sorted(
             f for f in folders if f[0] != "." and f.lower() not in _SYSTEM and f not in skipped
@@ -127,6 +132,7 @@ class Output:
     def __post_init__(self) -> None:
         kind = known_name("--overlays", self.overlays, ("jpg", "png", "none"))
         object.__setattr__(self, "overlays", kind)
+        object.__setattr__(self, "exports", known_names("exports", self.exports, EXPORTS))
 
 
 def write_overlay(path: Path, result: Result) -> None:
@@ -367,24 +373,25 @@ def _here(todo, output, store, jobs: int, bar) -> Iterator[list[dict]]:
 
 # %% ../nbs/11_batch.ipynb #7dddccd8
 def _on_cluster(todo, output, store, address: str, bar) -> Iterator[list[dict]]:
-    from distributed import Client, as_completed
-
     # A worker may have another working folder
     paths = {job.path: os.path.abspath(job.path) for some in todo for job in some}
     todo = [[replace(job, path=paths[job.path]) for job in some] for some in todo]
     output = replace(output, out=output.out.absolute())
-    with Client(address, timeout="20s") as client:
+    with dask_client(address) as client:
+        from distributed import as_completed
+
         futures = client.map(do_jobs, todo, output=output, retries=2, pure=False)
-        yield from (rows for _, rows in as_completed(futures, with_results=True))
+        done = as_completed(futures, loop=client.loop, with_results=True)
+        yield from (rows for _, rows in done)
 
 # %% ../nbs/11_batch.ipynb #dd3035b2
 def count_folder(
     path: str | os.PathLike | Sequence[str],  # A folder, a pattern, or several paths
     out: str | os.PathLike,  # Folder of the results
-    cells: Sequence[str] = CELLS,
+    cells: str | Sequence[str] = CELLS,
     recursive: bool = False,  # Sub-folders too
     overlays: str = "jpg",  # Or png, or none
-    exports: Sequence[str] = (),  # roi, geojson, coco
+    exports: str | Sequence[str] = (),  # roi, geojson, coco
     overwrite: bool = False,  # Forget what the folder of the results holds
     jobs: int = 1,  # Images at a time
     finder: Callable | None = None,  # What counts, instead of network, weights and method
@@ -395,6 +402,6 @@ def count_folder(
     found, notes = find_images([os.fspath(p) for p in paths], recursive)
     for note in notes:
         print(note, file=sys.stderr)
-    output = Output(Path(out), overlays, tuple(exports))
-    made = CountPlan(tuple(cells), **plan)
+    output = Output(Path(out), overlays, exports)
+    made = CountPlan(cells, **plan)
     return count_files(found, [made], output, overwrite, jobs, finder=finder)

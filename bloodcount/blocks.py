@@ -80,15 +80,15 @@ class _Joined:
 
 # %% ../nbs/10_blocks.ipynb #b840c6cd
 def enough_memory(
-    pixels: int,
+    pixels: int,  # Of the picture
+    zoom: float = 1.0,  # Size at which a network sees it over its own
 ) -> None:
     "Raise `InputError` if a picture of so many pixels needs more memory than there is."
     import psutil
 
-    need = BYTES_PER_PIXEL * min(
-        pixels, (SIDE + 2 * MARGIN) ** 2 if pixels > BLOCK_PIXELS else pixels
-    )
-    need = max(need, min(BYTES_IN_ONE_PIECE * pixels, MOST_AT_ONCE))
+    seen = pixels * zoom**2
+    at_once = (SIDE + 2 * MARGIN) ** 2 if seen > BLOCK_PIXELS else seen
+    need = max(BYTES_PER_PIXEL * at_once, min(BYTES_IN_ONE_PIECE * seen, MOST_AT_ONCE))
     need += 18 * pixels  # The picture, the balanced one, and three label images
     free = psutil.virtual_memory().available
     if need > free:

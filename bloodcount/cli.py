@@ -135,7 +135,6 @@ PixelSize = Annotated[
     typer.Option(
         "--pixel-size",
         "--um-per-px",
-        min=0.001,
         metavar="UM",
         help="Micrometres a pixel; else those of the file.",
     ),
@@ -305,7 +304,7 @@ def app_command(
         ),
     ] = None,
     weights: Weights = "",
-    port: Annotated[int, typer.Option(min=0, help="0 takes any that is free.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 0,
     show: Annotated[bool, typer.Option(help="Open a browser.")] = True,
 ) -> None:
     "Count and correct in a browser; the page is served to this machine only."
@@ -570,7 +569,13 @@ def main(
     argv: Sequence[str] | None = None,  # The arguments; those of the command line if None
 ) -> None:
     "The `bloodcount` command; ends in `SystemExit`."
-    for stream in (sys.stdout, sys.stderr):
+    # Names of files need not be UTF-8
+    ways = {
+        sys.stdin: "surrogateescape",
+        sys.stdout: "backslashreplace",
+        sys.stderr: "backslashreplace",
+    }
+    for stream, errors in ways.items():
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
     app(None if argv is None else list(argv), prog_name="bloodcount")

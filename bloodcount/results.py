@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WANTED', 'BORDERS', 'MEASURED', 'IN_UM', 'COUNTS', 'FOUND', 'poisson_interval', 'ratio_interval', 'touching', 'pick',
            'by_rule', 'cell_table', 'as_counts', 'counted', 'ImageRows', 'Result', 'data_address', 'as_html', 'pool_of',
-           'totals', 'ratios', 'image_table', 'total_lines', 'as_json', 'summary']
+           'totals', 'ratios', 'image_table', 'total_lines', 'with_texts', 'as_json', 'summary']
 
 # %% ../nbs/11_results.ipynb #144b11ac
 import base64
@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -392,10 +393,24 @@ def total_lines(
     return "\n".join(lines)
 
 # %% ../nbs/11_results.ipynb #bf6c8366
+def with_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    "A table with each text changed."
+    texts = table.select_dtypes(include=["object", "str"])
+    return table.assign(
+        **{
+            name: column.map(lambda value: change(value) if isinstance(value, str) else value)
+            for name, column in texts.items()
+        }
+    )
+
+
 def as_json(counts: pd.DataFrame, pool: str = "") -> str:
     "The counts, totals and ratios for another program."
     tables = {"counts": counts, "totals": totals(counts, pool), "ratios": ratios(counts, pool)}
-    told = {name: json.loads(t.to_json(orient="records")) for name, t in tables.items()}
+    told = {
+        name: json.loads(with_texts(table, one_line).to_json(orient="records"))
+        for name, table in tables.items()
+    }
     return json.dumps(told, indent=1)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from .errors import RunError, one_line
 from .files import writable, writing
-from .results import FOUND, as_counts
+from .results import FOUND, as_counts, with_texts
 from .settings import CELLS
 from .source import digest
 
@@ -43,13 +43,9 @@ def plain_text(text: str) -> str:
 # %% ../nbs/11_store.ipynb #8fea229e
 def write_sheet(path: Path, table: pd.DataFrame) -> None:
     "A table as CSV in UTF-8, its texts safe to open in a spreadsheet; raises `RunError`."
-    texts = table.select_dtypes(include=["object", "str"])
-    safe = {
-        name: column.map(lambda v: plain_text(v) if isinstance(v, str) else v)
-        for name, column in texts.items()
-    }
+    safe = with_texts(table, plain_text)
     with writing(path) as part:
-        table.assign(**safe).to_csv(part, index=False, lineterminator="\n", encoding="utf-8")
+        safe.to_csv(part, index=False, lineterminator="\n", encoding="utf-8")
 
 # %% ../nbs/11_store.ipynb #0b9c4671
 def stem_of(
@@ -111,7 +107,7 @@ class Records:
             delete_records(self)
 
     def records(self) -> list[dict]:
-        "All records; each is read once, and again when it has changed."
+        "All records that can be read; each is read once, and again when it has changed."
         found = {}
         for entry in os.scandir(self.folder):
             if entry.name.startswith("of-") and entry.name.endswith(".json"):
@@ -119,10 +115,10 @@ class Records:
                 stamp = stat.st_size, stat.st_mtime_ns, stat.st_ino
                 known = self._read.get(entry.name)
                 if known is None or known[0] != stamp:
-                    known = stamp, json.loads(Path(entry.path).read_text(encoding="utf-8"))
+                    known = stamp, _record_at(Path(entry.path))
                 found[entry.name] = known
         self._read = found
-        return [record for _, record in found.values()]
+        return [record for _, record in found.values() if record]
 
     def record(self, image: str, cell: str, settings: str) -> dict:
         "The record of an image, empty if it has none; image: as `image_name` gives it."
@@ -139,6 +135,18 @@ def _record_at(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _names_at(path: Path) -> dict[str, str]:
+    "The names of the files of images; none before the first run."
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise RunError(
+            f"{path}: damaged. Delete it, and count with --overwrite: all files get new names."
+        ) from None
 
 
 def _plain(value: Any) -> Any:
@@ -185,10 +193,10 @@ class Store(Records):
     _merging = (0.0, 0.0)  # When the last merge ended, and how long it took
 
     def stems(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        "A name for the files of each key, the same in every run; wanted: a path for each key."
+        "A name for the files of each key, the same in every run; wanted: a path for each key; raises `RunError`."
         path = self.folder / "names.json"
         with self.lock:
-            names = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            names = _names_at(path)
             taken = {small(name) for name in names.values()}
             for key, image in wanted.items():
                 if key not in names:

@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 
 from bloodcount import batch, cli, picture
 from bloodcount.batch import STORE, Output, count_files, count_folder, find_images
-from bloodcount.blocks import in_blocks
-from bloodcount.errors import InputError, IntegrityError, RunError
+from bloodcount.blocks import enough_memory, in_blocks
+from bloodcount.errors import InputError, IntegrityError, RunError, SettingsError
 from bloodcount.exports import read_labels, write_labels
 from bloodcount.images import read_image
 from bloodcount.picture import CountPlan, count
@@ -108,6 +108,22 @@ def test_folders_patterns_and_what_is_left_out(tmp_path):
             names(nothing)
 
 
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    smears(tmp_path, 1)
+    smears(tmp_path / "closed", 1)
+    look = os.scandir
+
+    def closed(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", folder)
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found, notes = find_images([str(tmp_path)], recursive=True)
+    assert len(found) == 1
+    assert notes == [f"{tmp_path / 'closed'}: Permission denied; it is left out."]
+
+
 def test_a_list_on_standard_input(run, tmp_path, monkeypatch):
     paths = smears(tmp_path / "in", 2)
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in paths)))
@@ -178,6 +194,13 @@ def test_json_for_pipes(run, tmp_path):
     assert {Path(t["pool"]).name for t in told["totals"]} == {"A", "B"}
     for place in ("rois", "geojson", "coco"):
         assert len(list((tmp_path / "out" / place).iterdir())) == 4
+
+
+def test_a_name_that_is_not_utf8(run, tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    save(Path(path))
+    code, out, _ = run("count", tmp_path, "-o", tmp_path / "out", "--json")
+    assert code == 0 and json.loads(out)["counts"][0]["image"].endswith("caf\\udce9.png")
 
 
 def test_the_border_rule_makes_parts_add_up_to_the_whole():
@@ -371,6 +394,19 @@ def test_overwrite_starts_anew_and_spares_other_files(run, tmp_path):
     assert {p.name for p in (out / "overlays").iterdir()} == {"000.jpg", "mine.jpg"}
 
 
+def test_a_damaged_record_is_made_again(run, tmp_path):
+    out = tmp_path / "out"
+    run("count", *smears(tmp_path / "in", 2), "-o", out)
+    whole = (out / "counts.csv").read_bytes()
+    for more in ((), ("--overwrite",)):
+        next((out / STORE).glob("of-*.json")).write_text("")  # As after a power cut
+        assert run("count", tmp_path / "in", "-o", out, *more)[0] == 0
+        assert (out / "counts.csv").read_bytes() == whole
+    (out / STORE / "names.json").write_text("")
+    code, _, errors = run("count", tmp_path / "in", "-o", out)
+    assert code == 1 and "names.json: damaged. Delete it" in errors[-1]
+
+
 def test_a_table_of_another_program_is_not_replaced(run, tmp_path):
     (tmp_path / "counts.csv").write_text("mine")
     code, _, errors = run("count", save(tmp_path / "a.png"), "-o", tmp_path)
@@ -447,6 +483,14 @@ def test_a_finder_that_fails_on_one_image(run, tmp_path, monkeypatch):
     code, _, errors = run("count", *paths, "-o", tmp_path / "out", "--cell", "rbc")
     assert code == 1 and errors[0] == f"{paths[1]}: could not be counted (ValueError: odd shape)."
     assert [r["status"] for r in rows(tmp_path / "out")] == ["ok", "error"]
+
+
+def test_a_picture_that_is_enlarged_for_a_network_needs_more_memory(monkeypatch):
+    free = type("Memory", (), {"available": 2_000_000_000})
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    enough_memory(5_000_000)
+    with pytest.raises(InputError, match="5 megapixels need about .* GB of memory"):
+        enough_memory(5_000_000, zoom=4.0)
 
 
 def test_no_memory_is_a_sentence(run, tmp_path, monkeypatch):
@@ -637,6 +681,10 @@ def test_an_overlay_stays_while_another_cell_type_names_it(tmp_path, monkeypatch
 def test_names_may_be_written_in_any_case():
     assert CountPlan(border="Exclude", method="CHT").border == "exclude"
     assert Output(Path("out"), "PNG").overlays == "png"
+    assert CountPlan("RBC").cells == CountPlan(["Rbc", "rbc"]).cells == ("rbc",)
+    assert Output(Path("out"), exports="ROI").exports == ("roi",)
+    with pytest.raises(SettingsError, match="exports qupath: no such name"):
+        Output(Path("out"), exports=["qupath"])
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path):

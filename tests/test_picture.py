@@ -112,6 +112,8 @@ def test_networks_and_methods_have_weights_of_their_own():
         ({"scale": float("nan")}, "--scale nan"),
         ({"diameter": 2}, "--diameter 2"),
         ({"scale": "auto", "diameter": 40}, "pass one of them"),
+        ({"pixel_size": float("nan")}, "--pixel-size nan"),
+        ({"pixel_size": -0.1}, "--pixel-size -0.1"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused(size, said):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import nbformat
 
 from ..cache import commit, environment
+from ..cluster import dask_client
 from ..errors import BloodcountError, InputError, RunError, SettingsError, hint
 from ..files import copy_file, sha256, write_text
 from ..settings import PROJECT
@@ -318,19 +319,9 @@ def on_dask(jobs: Sequence[Job], address: str) -> Iterator[tuple[Job, Outcome]]:
     "Run jobs on a Dask cluster; raises `SettingsError` or `InputError`."
     if not jobs:
         return
-    try:
-        import distributed
-    except ImportError:
-        raise SettingsError("Dask is not installed: pip install 'bloodcount[dask]'.") from None
-    try:
-        client = distributed.Client(address, timeout=30, set_as_default=False)
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"{address}: no Dask scheduler answers there.") from None
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=30)
-        except TimeoutError:
-            raise InputError(f"{address}: the Dask scheduler has no workers.") from None
+    with dask_client(address) as client:
+        from distributed import as_completed
+
         futures = {client.submit(run, job, pure=False): job for job in jobs}
-        for future in distributed.as_completed(futures, loop=client.loop):
+        for future in as_completed(futures, loop=client.loop):
             yield futures[future], _result(future)

@@ -132,8 +132,10 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
     if card and card["key"] == training.key:
         return folder
     begun = folder / "key.txt"
-    if folder.exists() and not (begun.exists() and begun.read_text() == training.key):
-        shutil.rmtree(folder)
+    if begun.exists() and begun.read_text() != training.key:
+        raise SettingsError(
+            f"{folder} holds a training with other settings or data. Move that folder away."
+        )
     write_text(begun, training.key)
     before = train_star(training.start) if training.start else None
     finder = load_stars(before) if before else None
