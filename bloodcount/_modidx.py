@@ -292,6 +292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'bloodcount.files.sha256': ('files.html#sha256', 'bloodcount/files.py'),
                                   'bloodcount.files.writable': ('files.html#writable', 'bloodcount/files.py'),
                                   'bloodcount.files.write_csv': ('files.html#write_csv', 'bloodcount/files.py'),
+                                  'bloodcount.files.write_json': ('files.html#write_json', 'bloodcount/files.py'),
                                   'bloodcount.files.write_text': ('files.html#write_text', 'bloodcount/files.py'),
                                   'bloodcount.files.writing': ('files.html#writing', 'bloodcount/files.py')},
             'bloodcount.images': { 'bloodcount.images.Picture': ('images.html#picture', 'bloodcount/images.py'),

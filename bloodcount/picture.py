@@ -302,8 +302,7 @@ def _about_stars(weights: str) -> dict[str, str]:
     from bloodcount import stars
 
     card = stars.star_card(stars.star_home(weights))
-    how = "thresholds", "overlap", "diameter", "zoom", "smallest", "widths"
-    made = digest(*(card.get(key) for key in how), *stars.fast_way())
+    made = digest(*(card.get(key) for key in stars.HOW), *stars.fast_way())
     told = {"network": STARS, "weights": weights, "checksum": card["weights_sha256"]}
     return told | {"method": "stars", "settings": made}
 

@@ -9,7 +9,6 @@ __all__ = ['LEVELS', 'MODELS', 'SHIPPED', 'WEIGHTS', 'Maps', 'truth_maps', 'outl
 
 # %% ../nbs/06_segmentation.ipynb #81415cdc
 import functools
-import importlib.util
 import os
 import threading
 import zipfile
@@ -30,7 +29,7 @@ from .errors import InputError, IntegrityError, SettingsError, hint
 from .fetch import packaged
 from .files import pixels_sha256, read_card, replacing, sha256
 from .settings import CELLS, Settings
-from .source import digest
+from .source import PACKAGE, digest
 from .tiles import equalise, map_tiles, plan_tiles, resized, to_input
 
 # %% ../nbs/06_segmentation.ipynb #cc14276c
@@ -168,9 +167,8 @@ def check_image(image: np.ndarray) -> None:
 # %% ../nbs/06_segmentation.ipynb #5f0e7a31
 # Where networks lie that `bloodcount reproduce --train` trained, for the notebooks that it runs.
 MODELS = os.environ.get("BLOODCOUNT_MODELS")
-_PACKAGE = Path(importlib.util.find_spec("bloodcount").origin).parent
 # The weights that the package brings: a folder as training leaves it for each cell type.
-SHIPPED = Path(MODELS or _PACKAGE) / "weights"
+SHIPPED = Path(MODELS or PACKAGE) / "weights"
 WEIGHTS = ("bloodcount", "authors")
 
 

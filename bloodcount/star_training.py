@@ -8,7 +8,6 @@ __all__ = ['FINE_TUNING', 'UNIT', 'WIDTH', 'DEPTH', 'AFTER', 'KIND_WEIGHTS', 'LO
            'best_threshold', 'finish_stars']
 
 # %% ../nbs/10_star_training.ipynb #b21f2001
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from tqdm.std import tqdm
 
 from .errors import InputError
 from .evaluation import count_accuracy
-from .files import sha256, write_text
+from .files import sha256, write_json
 from .settings import CELLS, StarBatches, section
 from .star_chips import draw_chip, places, targets
 from .star_shapes import DIAMETER
@@ -274,7 +273,7 @@ def finish_stars(
         "thresholds": dict.fromkeys(CELLS, 0.2), "overlap": OVERLAP, "smallest": SMALLEST,
         "widths": WIDTHS, "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
     }  # fmt: skip
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(folder / "card.json", card)
     finder, scores = load_stars(folder, schedule.precision), {}
     for cell in CELLS:
         known = [truth for truth in validation if cell in truth.whole]
@@ -286,9 +285,7 @@ def finish_stars(
         "images": [truth.name for truth in validation],
         "f1": {cell: round(f1, 4) for cell, f1 in scores.items()},
     }
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(folder / "card.json", card)
     least = card["thresholds"]["rbc"]
-    write_text(
-        folder / "thresholds.json", json.dumps({"prob": least, "nms": card["overlap"]}) + "\n"
-    )
+    write_json(folder / "thresholds.json", {"prob": least, "nms": card["overlap"]})
     return card

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RAYS', 'GRID', 'RED', 'WHITE', 'PLATELET', 'MOST', 'LIKELY', 'SURELY', 'SMOOTH', 'APART', 'DEEP', 'Sizes', 'LEFT',
-           'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'STAR_WEIGHTS', 'HEADS', 'Stars', 'corners', 'joined',
-           'candidates', 'white_cells', 'platelets', 'suppressed', 'one_each', 'seen_area', 'uncut', 'large_enough',
-           'drawn', 'filled', 'as_input', 'StarFinder', 'one_look', 'tile_maps', 'star_home', 'hushed', 'star_card',
-           'load_stars', 'knows_bfloat16', 'fast_way', 'load_fast_stars', 'compute_in']
+           'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'STAR_WEIGHTS', 'MODEL_FILES', 'HOW', 'HEADS', 'Stars',
+           'corners', 'joined', 'candidates', 'white_cells', 'platelets', 'suppressed', 'one_each', 'seen_area',
+           'uncut', 'large_enough', 'drawn', 'filled', 'as_input', 'StarFinder', 'one_look', 'tile_maps', 'star_home',
+           'hushed', 'star_card', 'load_stars', 'knows_bfloat16', 'fast_way', 'load_fast_stars', 'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
@@ -401,6 +401,9 @@ STARS = SHIPPED / "stars"
 # The star weights of this package by name: those that learnt from ALL-IDB1 alone, and those that went on with smears of
 # other laboratories too (nbs/paper/15_elsewhere.ipynb).
 STAR_WEIGHTS = {"bloodcount": STARS, "elsewhere": SHIPPED / "stars_elsewhere"}
+MODEL_FILES = ("config.json", "thresholds.json", "weights_best.h5", "card.json")  # Of a folder
+# Of a card: what the cells that are found depend on, beside the weights
+HOW = ("thresholds", "overlap", "diameter", "zoom", "smallest", "widths")
 
 
 def star_home(weights: str | Path) -> Path:

@@ -24,7 +24,7 @@ from .augment import Chips, Field, chips, draw_batch, field, zoomed
 from .cache import commit, environment
 from .data import DataSet, Smear, image_path, names, read_smear
 from .errors import IntegrityError, RunError, SettingsError, hint
-from .files import read_card, replacing, sha256, write_csv, write_text
+from .files import read_card, replacing, sha256, write_csv, write_json
 from .losses import LOSSES, METRICS
 from .networks import MODELS, OUTPUTS, arithmetic, keras, read_weights, write_weights
 from .paste import draw_white_cells, paste_cells
@@ -465,4 +465,4 @@ def _finish(training: Training, model: keras.Model, state: Progress, made_by: di
         "epochs": len(history), "seconds": round(float(history["seconds"].sum()), 1),
         **made_by, **environment(),
     }  # fmt: skip
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(folder / "card.json", card)

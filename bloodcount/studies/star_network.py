@@ -33,7 +33,7 @@ from bloodcount.evaluation import (
 )
 from ..scale import AnyScale
 from ..source import PACKAGE
-from ..stars import STAR_WEIGHTS, load_stars, star_card
+from ..stars import HOW, STAR_WEIGHTS, load_stars, star_card
 from .figures import curve_figure, nothing_to_draw
 from .held_out import own_rows
 from bloodcount.studies.overlap import (
@@ -126,8 +126,8 @@ def find_by_openvino(image: np.ndarray) -> Mapping[str, Cells]:
 def star_name(weights: str = "bloodcount") -> tuple:  # weights: a key of STAR_WEIGHTS
     "What its cells depend on, beside the image and the code; raises `IntegrityError`."
     card = star_card(star_folder(weights))
-    told = ("weights_sha256", "thresholds", "overlap", "diameter", "zoom", "smallest", "widths")
-    return tuple(str(card.get(key)) for key in told) + tuple(versions(("stardist",)).values())
+    told = tuple(str(card.get(key)) for key in ("weights_sha256", *HOW))
+    return told + tuple(versions(("stardist",)).values())
 
 
 def finder_name(

@@ -8,7 +8,6 @@ __all__ = ['STARTS', 'JUDGED', 'StarTraining', 'star_sides', 'learnt_cells', 'tr
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #d58c3bf6
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import ClassVar
@@ -19,14 +18,14 @@ from ..cache import commit, environment
 from ..data import DataSet, read_smear
 from ..errors import InputError, SettingsError, hint
 from ..evaluation import steps
-from ..files import copy_file, read_card, write_csv, write_text
+from ..files import copy_file, read_card, write_csv, write_json, write_text
 from ..scale import AnyScale
 from ..settings import CELLS, Settings
 from ..source import code_digest, digest
 from ..star_marks import outlined_by
 from ..star_training import StarSchedule, finish_stars, train_stars
 from ..star_truth import StarTruth, star_truth
-from ..stars import STAR_WEIGHTS, StarFinder, load_stars
+from ..stars import MODEL_FILES, STAR_WEIGHTS, StarFinder, load_stars
 from .other_smears import fields_of, other_name, second_truths
 from .protocol import Run, as_frames, progress, repeats
 from .star_network import SECOND, STAR_KEYS, star_results, star_rows
@@ -179,7 +178,7 @@ def _finish(training: StarTraining, card: dict) -> None:
         "commit": commit(), "code": code_digest("star_shapes", "star_truth", "star_chips", "star_training", "star_marks"),
         **environment(),
     }  # fmt: skip
-    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(folder / "card.json", card)
     shutil.rmtree(folder / "backup", ignore_errors=True)
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #4373d8b7
@@ -221,6 +220,6 @@ def ship_star(training: StarTraining) -> Path:  # Where it went
     target = STAR_WEIGHTS[training.recipe]
     target.mkdir(parents=True, exist_ok=True)
     write_text(target / "README.md", star_page(training.folder))
-    for name in ("config.json", "thresholds.json", "weights_best.h5", "history.csv", "card.json"):
+    for name in ("history.csv", *MODEL_FILES):
         copy_file(training.folder / name, target / name)  # The card last: all is there
     return target
