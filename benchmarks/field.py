@@ -10,17 +10,16 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from bloodcount.models import load_finder
-from bloodcount.picture import ELSEWHERE
 from bloodcount.scale import AnyScale
-from bloodcount.settings import CELLS
+from bloodcount.settings import CELLS, SECOND
 from bloodcount.stars import load_fast_stars, load_stars
 from bloodcount.synthetic import synthetic_smear
 
 SHAPE = (1944, 2592)
 FINDERS = {
-    "star network, size found by itself": lambda: AnyScale(load_fast_stars(ELSEWHERE)),
-    "the same by Keras in bfloat16": lambda: AnyScale(load_stars(ELSEWHERE, "mixed_bfloat16")),
-    "the same by Keras in float32": lambda: AnyScale(load_stars(ELSEWHERE)),
+    "star network, size found by itself": lambda: AnyScale(load_fast_stars(SECOND)),
+    "the same by Keras in bfloat16": lambda: AnyScale(load_stars(SECOND, "mixed_bfloat16")),
+    "the same by Keras in float32": lambda: AnyScale(load_stars(SECOND)),
     "the paper's DO-U-Nets, each by its own method": load_finder,
 }
 

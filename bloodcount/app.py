@@ -24,8 +24,9 @@ from .drawing import CELL_COLOURS, CELL_TITLES
 from .errors import BloodcountError, InputError, RunError, need
 from .exports import outlines, read_labels, write_labels, write_rois
 from .files import writing
-from .picture import ELSEWHERE, OURS, CountPlan, finder_of, look_at
+from .picture import OURS, CountPlan, finder_of, look_at
 from .results import Result, cell_table, counted, data_address, pick
+from .settings import SECOND
 from .store import Store, write_sheet
 
 # %% ../nbs/12_app.ipynb #81d74ae7
@@ -386,7 +387,7 @@ def ways_to_count(
         return {"a finder of its own": plan}
     same = dataclasses.replace(plan, network="", method="", scale=None, diameter=None)
     ways = {
-        "the star network: any smear": dataclasses.replace(same, weights=ELSEWHERE),
+        "the star network: any smear": dataclasses.replace(same, weights=SECOND),
         "the paper's networks: smears like ALL-IDB1": dataclasses.replace(same, weights=OURS[0]),
     }
     if plan not in ways.values():

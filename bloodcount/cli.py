@@ -31,6 +31,7 @@ from bloodcount.settings import (
     NETWORKS,
     OF_ALL,
     PROFILES,
+    STARDIST,
     known_profile,
     load_settings,
 )
@@ -334,8 +335,8 @@ def train(
     Every epoch is kept: run it again to go on after a break. What is done is not done again.
     """
     settings = load_settings(profile)
-    network = known_name("--network", network, [*settings.train, "stardist"])
-    stars = network == "stardist"
+    network = known_name("--network", network, [*settings.train, STARDIST])
+    stars = network == STARDIST
     cell = known_name("--cell", cell, ["all"] if stars else CELLS)
     known = settings.star if stars else settings.recipe[cell]
     recipe = known_name("--recipe", recipe or ("bloodcount" if stars else "best"), known)

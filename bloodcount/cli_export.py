@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .errors import SettingsError
+from .settings import SECOND
 
 # %% ../nbs/12_cli_export.ipynb #5e718fea
 def checked(option: str, path: Path | None, suffix: str) -> None:
@@ -34,7 +35,7 @@ def export_command(
         typer.Option(
             help="elsewhere, with which the tool counts, bloodcount, or the folder of a trained star model."
         ),
-    ] = "elsewhere",
+    ] = SECOND,
 ) -> None:
     "Write the star network for other programs; needs the extra `share`."
     checked("--bioimageio", bioimageio, ".zip")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import BloodcountError, one_line
-from .settings import CELLS
+from .settings import CELLS, SECOND, STARDIST
 
 # %% ../nbs/12_doctor.ipynb #cef18502
 _PACKAGES = "tensorflow keras numpy scipy pandas opencv-python-headless scikit-image pillow tifffile stardist openvino".split()
@@ -60,10 +60,10 @@ def _machine() -> Iterator[Finding]:
 
 # %% ../nbs/12_doctor.ipynb #296ac9c2
 def _weights() -> Iterator[Finding]:
-    from bloodcount.picture import ELSEWHERE, STARS, LazyFinder
+    from bloodcount.picture import LazyFinder
 
     kinds = [(cell, "", "bloodcount") for cell in CELLS]
-    kinds += [("rbc", STARS, weights) for weights in ("bloodcount", ELSEWHERE)]
+    kinds += [("rbc", STARDIST, weights) for weights in ("bloodcount", SECOND)]
     for cell, network, weights in kinds:
         try:
             told = LazyFinder((cell,), network, weights, "", "paper").about(cell)

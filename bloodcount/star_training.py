@@ -20,7 +20,7 @@ from tqdm.std import tqdm
 from .errors import InputError
 from .evaluation import count_accuracy
 from .files import sha256, write_json
-from .settings import CELLS, StarBatches, section
+from .settings import CELLS, STARDIST, StarBatches, section
 from .star_chips import draw_chip, places, targets
 from .star_shapes import DIAMETER
 from .star_truth import StarTruth
@@ -268,7 +268,7 @@ def finish_stars(
     "Choose thresholds, and write the card and the library's own thresholds."
     folder = Path(folder)
     card = {
-        "cell": "all", "network": "stardist", "recipe": "stars", "key": "", "data": data,
+        "cell": "all", "network": STARDIST, "recipe": "stars", "key": "", "data": data,
         "weights_sha256": sha256(folder / "weights_best.h5"),
         "thresholds": dict.fromkeys(CELLS, 0.2), "overlap": OVERLAP, "smallest": SMALLEST,
         "widths": WIDTHS, "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,

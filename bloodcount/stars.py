@@ -35,7 +35,7 @@ from .engines import Predict, chosen_engine, compiled
 from .errors import IntegrityError, SettingsError
 from .files import read_card, sha256
 from .segmentation import SHIPPED, check_image
-from .settings import CELLS
+from .settings import CELLS, SECOND, STARDIST
 from .tiles import Plan, input_tiles, plan_tiles, resized
 
 # %% ../nbs/10_stars.ipynb #e96b4e76
@@ -326,7 +326,7 @@ class StarFinder:
     smallest: Sizes
     widths: dict[str, float]  # cell -> width of red cells where that type is looked for, px
     cells: tuple[str, ...] = CELLS
-    network: str = "stardist"
+    network: str = STARDIST
     method: str = "stars"
 
     def __call__(
@@ -400,7 +400,7 @@ def tile_maps(
 STARS = SHIPPED / "stars"
 # The star weights of this package by name: those that learnt from ALL-IDB1 alone, and those that went on with smears of
 # other laboratories too (nbs/paper/15_elsewhere.ipynb).
-STAR_WEIGHTS = {"bloodcount": STARS, "elsewhere": SHIPPED / "stars_elsewhere"}
+STAR_WEIGHTS = {"bloodcount": STARS, SECOND: SHIPPED / "stars_elsewhere"}
 MODEL_FILES = ("config.json", "thresholds.json", "weights_best.h5", "card.json")  # Of a folder
 # Of a card: what the cells that are found depend on, beside the weights
 HOW = ("thresholds", "overlap", "diameter", "zoom", "smallest", "widths")
@@ -428,7 +428,7 @@ def star_card(
         raise IntegrityError(
             f"{folder}: no star model; card.json or weights_best.h5 is missing. Name another folder."
         )
-    if card["network"] != "stardist":
+    if card["network"] != STARDIST:
         raise IntegrityError(f"{folder}: a {card['network']} model, not a star model.")
     if (found := sha256(path)) != card["weights_sha256"]:
         raise IntegrityError(

@@ -20,7 +20,7 @@ from ..data import names, read_smear
 from ..drawing import NETWORK_TITLES
 from ..evaluation import instance_quantities, pool_matching, steps, summarise
 from ..files import write_csv
-from ..settings import PROJECT
+from ..settings import PROJECT, STARDIST
 from bloodcount.studies.protocol import (
     TRUTHS,
     Run,
@@ -111,7 +111,7 @@ def joined(run: Run, frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 # The recipe of the networks that come with the package, or whose masks are kept.
 CHOSEN = {("do_unet", c): "refined" for c in TRUTHS} | {("segnet", c): "best" for c in TRUTHS}
 CHOSEN |= {("do_unet", "rbc"): "model_a", ("segnet", "rbc"): "half"}
-CHOSEN |= {("stardist", c): "stars" for c in TRUTHS}
+CHOSEN |= {(STARDIST, c): "stars" for c in TRUTHS}
 
 
 def network_title(model: str, weights: str, recipe: str = "", cell: str = "") -> str:

@@ -20,7 +20,7 @@ from ..errors import InputError, SettingsError, hint
 from ..evaluation import steps
 from ..files import copy_file, read_card, write_csv, write_json, write_text
 from ..scale import AnyScale
-from ..settings import CELLS, Settings
+from ..settings import CELLS, STARDIST, Settings
 from ..source import code_digest, digest
 from ..star_marks import outlined_by
 from ..star_training import StarSchedule, finish_stars, train_stars
@@ -46,7 +46,7 @@ class StarTraining:
     recipe: str = "bloodcount"  # A key of STARTS
     seed: int = 0
     cell: ClassVar[str] = "all"
-    network: ClassVar[str] = "stardist"
+    network: ClassVar[str] = STARDIST
 
     def __post_init__(self):
         if self.recipe not in STARTS:
