@@ -680,11 +680,11 @@ def test_what_is_done_is_not_done_again(straight, folder, monkeypatch):
 
 def test_killed_after_the_last_epoch(stopped, straight, monkeypatch):
     "Weights without a card are no trained model."
-    real = module.write_text
+    real = module.write_json
     with monkeypatch.context() as patch:
         patch.setattr(
             module,
-            "write_text",
+            "write_json",
             lambda path, text: stop() if "card" in path.name else real(path, text),
         )
         with pytest.raises(KeyboardInterrupt):
