@@ -41,7 +41,7 @@ def package(tmp_path_factory):
     "The zip for BioImage.IO."
     pytest.importorskip("onnx")
     pytest.importorskip("bioimageio.spec")
-    return star_export.write_bioimageio(tmp_path_factory.mktemp("zip") / "stars.zip")
+    return star_export.write_bioimageio(tmp_path_factory.mktemp("zip") / "stars.zip", STARS)
 
 
 def assert_same(found: dict, here: dict) -> None:
@@ -111,7 +111,7 @@ def test_what_was_there_stays_if_writing_fails(monkeypatch, tmp_path):
     (tmp_path / "stars.zip").write_text("before")
     monkeypatch.setattr(star_export, "network_onnx", broken)
     with pytest.raises(OSError, match="full"):
-        star_export.write_bioimageio(tmp_path / "stars.zip")
+        star_export.write_bioimageio(tmp_path / "stars.zip", STARS)
     assert [path.name for path in tmp_path.iterdir()] == ["stars.zip"]
     assert (tmp_path / "stars.zip").read_text() == "before"
 

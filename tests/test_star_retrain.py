@@ -77,7 +77,7 @@ def test_the_schedule_is_that_of_the_settings(training):
     assert begun.schedule == StarSchedule(
         epochs=1, steps=2, batch=2, side=64, warm=1, precision="mixed_bfloat16"
     )
-    assert StarTraining(load_settings("paper"), training.data).schedule.epochs == 60
+    assert StarTraining(load_settings("paper"), training.data).schedule.epochs == 50
 
 
 @pytest.mark.parametrize("cell", CELLS)
