@@ -121,6 +121,10 @@ def test_trained_resumed_scored_and_kept(training, monkeypatch, tmp_path):
     )
     with pytest.raises(SettingsError, match="other settings or data. Move that folder away"):
         train_star(other)
+    (training.folder / "key.txt").rename(tmp_path / "key.txt")  # As where a model was copied to
+    with pytest.raises(SettingsError, match="Move that folder away"):
+        train_star(other)
+    (tmp_path / "key.txt").rename(training.folder / "key.txt")
     assert load_stars(training.folder).checksum == checksum
     # Its scores and its page
     scores = score_star(second)

@@ -131,7 +131,7 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
     if card and card["key"] == training.key:
         return folder
     begun = folder / "key.txt"
-    if begun.exists() and begun.read_text() != training.key:
+    if folder.exists() and not (begun.exists() and begun.read_text() == training.key):
         raise SettingsError(
             f"{folder} holds a training with other settings or data. Move that folder away."
         )
