@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'bloodcount/star_training.py'),
                                           'bloodcount.star_training.in_units': ( 'star_training.html#in_units',
                                                                                  'bloodcount/star_training.py'),
+                                          'bloodcount.star_training.looked': ('star_training.html#looked', 'bloodcount/star_training.py'),
                                           'bloodcount.star_training.star_network': ( 'star_training.html#star_network',
                                                                                      'bloodcount/star_training.py'),
                                           'bloodcount.star_training.train_stars': ( 'star_training.html#train_stars',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FINE_TUNING', 'UNIT', 'WIDTH', 'DEPTH', 'AFTER', 'KIND_WEIGHTS', 'LOSS_WEIGHTS', 'OTHERS', 'OVERLAP', 'SMALLEST',
-           'WIDTHS', 'TRIES', 'IOU', 'TIE', 'StarSchedule', 'star_network', 'in_units', 'batches', 'train_stars',
-           'best_threshold', 'finish_stars']
+           'WIDTHS', 'TRIES', 'IOU', 'TIE', 'Seen', 'StarSchedule', 'star_network', 'in_units', 'batches',
+           'train_stars', 'looked', 'best_threshold', 'finish_stars']
 
 # %% ../nbs/10_star_training.ipynb #b21f2001
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 from tqdm.std import tqdm
 
 from .errors import InputError
@@ -24,7 +25,7 @@ from .settings import CELLS, STARDIST, StarBatches, section
 from .star_chips import draw_chip, places, targets
 from .star_shapes import DIAMETER
 from .star_truth import StarTruth
-from .stars import RAYS, StarFinder, compute_in, drawn, hushed, load_stars
+from .stars import RAYS, StarFinder, Stars, compute_in, drawn, hushed, load_stars
 
 # %% ../nbs/10_star_training.ipynb #b6dd660c
 @section
@@ -91,14 +92,17 @@ def batches(
     others: Sequence[StarTruth] = (),  # Of other laboratories
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:  # Chips, and `targets` in UNIT px
     "Batches without end."
-    rng = np.random.default_rng(seed)
+    import stardist.geometry  # noqa: F401  # Loaded here, for its loops must not wait for a core that TensorFlow has
+
+    rng, threads = np.random.default_rng(seed), ThreadpoolController()
     own, foreign = ((list(some), [places(truth) for truth in some]) for some in (truths, others))
     while True:
         chips = []
         while len(chips) < schedule.batch:
             some, at = foreign if others and rng.random() < OTHERS else own
             chips.append(draw_chip(some, at, rng, schedule.side))
-        depth, reach, kinds = (np.stack(each) for each in zip(*map(targets, chips)))
+        with threads.limit(limits=1, user_api="openmp"):
+            depth, reach, kinds = (np.stack(each) for each in zip(*map(targets, chips)))
         reach[..., :RAYS] /= UNIT
         yield np.stack([chip.image for chip in chips]), (depth, reach, kinds)
 
@@ -220,24 +224,30 @@ IOU = {"rbc": 0.5, "wbc": 0.5, "plt": 0.3}  # Least overlap of a found cell with
 TIE = 0.005  # Two F1 that are nearer than this say nothing about which threshold is better
 
 # %% ../nbs/10_star_training.ipynb #b0df568e
+Seen = Sequence[tuple[StarTruth, Stars]]  # Smears, and what a network finds in their images
+
+
+def looked(finder: StarFinder, truths: Sequence[StarTruth]) -> Seen:
+    "What is found in smears, in their own size."
+    return [(truth, finder.find(truth.image, 1.0)) for truth in truths]
+
+
 def best_threshold(
-    finder: StarFinder,
-    truths: Sequence[StarTruth],  # With every cell of the type labelled
+    seen: Seen,  # Smears with every cell of the type labelled
     cell: str,
     tries: Sequence[float] = TRIES,
 ) -> tuple[float, float]:  # Threshold and its F1
     "The threshold with the best F1 for a cell type; of nearly equal ones, that with the best counts, the highest of those."
     from stardist.matching import matching
 
-    kind, found = CELLS.index(cell), []
-    for truth in truths:
-        stars = finder.find(truth.image, 1.0)
+    kind, pairs = CELLS.index(cell), []
+    for truth, stars in seen:
         true = np.where(np.asarray(truth.kinds)[truth.labels.clip(0)] == kind + 1, truth.labels, 0)
-        found.append((stars[stars.kind == kind], true, truth.labels < 0))
+        pairs.append((stars[stars.kind == kind], true, truth.labels < 0))
     scores = {}
     for least in tries:
         sums, counts = np.zeros(3, int), []
-        for stars, true, unknown in found:
+        for stars, true, unknown in pairs:
             labels = _labels(stars[stars.score >= least], true.shape, unknown)
             match = matching(true, labels, thresh=IOU[cell])
             sums += match.tp, match.fp, match.fn
@@ -250,7 +260,7 @@ def best_threshold(
     return chosen, scores[chosen][0]
 
 # %% ../nbs/10_star_training.ipynb #de8b0615
-def _labels(stars: Any, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarray:
+def _labels(stars: Stars, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarray:
     "Found cells as a label image, without those that lie mostly where nothing is known."
     labels = drawn(stars, shape).labels
     area = np.bincount(labels.ravel())
@@ -260,10 +270,11 @@ def _labels(stars: Any, shape: tuple[int, int], unknown: np.ndarray) -> np.ndarr
 # %% ../nbs/10_star_training.ipynb #70977ae3
 def finish_stars(
     folder: str | Path,  # As `train_stars` leaves it
-    validation: Sequence[StarTruth],  # Not learnt from
+    validation: Sequence[StarTruth],  # Not learnt from; what the card tells of F1 is theirs
     data: dict,  # What it learnt from: a title, and image names
     schedule: StarSchedule,
     note: str = "",
+    learnt: Sequence[StarTruth] = (),  # More to choose thresholds by
 ) -> dict:  # The card
     "Choose thresholds, and write the card and the library's own thresholds."
     folder = Path(folder)
@@ -274,13 +285,17 @@ def finish_stars(
         "widths": WIDTHS, "diameter": DIAMETER, "zoom": 0.5, "schedule": asdict(schedule), "note": note,
     }  # fmt: skip
     write_json(folder / "card.json", card)
-    finder, scores = load_stars(folder, schedule.precision), {}
+    judged, more = (
+        looked(load_stars(folder, schedule.precision), truths) for truths in (validation, learnt)
+    )
+    scores = {}
     for cell in CELLS:
-        known = [truth for truth in validation if cell in truth.whole]
-        if known:
-            card["thresholds"][cell], scores[cell] = best_threshold(finder, known, cell)
-        else:
-            card["thresholds"][cell] = 0.4
+        known, own = (
+            [each for each in some if cell in each[0].whole] for some in (judged + more, judged)
+        )
+        card["thresholds"][cell] = best_threshold(known, cell)[0] if known else 0.4
+        if own:
+            scores[cell] = best_threshold(own, cell, [card["thresholds"][cell]])[1]
     card["validation"] = {
         "images": [truth.name for truth in validation],
         "f1": {cell: round(f1, 4) for cell, f1 in scores.items()},

@@ -274,12 +274,7 @@ def test_of_thresholds_that_are_nearly_as_good_the_counts_decide(false, chosen):
     labels = filled(stars[:20], (180, 180))
     image = np.zeros((180, 180, 3), np.uint8)
     truth = StarTruth("drawn", image, labels, np.array([0] + 20 * [RED]), 1.0, frozenset({"rbc"}))
-
-    class Finder:
-        def find(self, image, zoom):
-            return stars
-
-    threshold, f1 = best_threshold(Finder(), [truth], "rbc", (0.4, 0.6))
+    threshold, f1 = best_threshold([(truth, stars)], "rbc", (0.4, 0.6))
     assert threshold == chosen
     assert f1 == pytest.approx(1 if not false else 38 / 40)
 

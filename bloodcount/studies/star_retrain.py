@@ -151,8 +151,8 @@ def train_star(training: StarTraining) -> Path:  # The folder of the trained mod
         "images": images_told(training.data, learnt),
     }
     data["images"] |= {"other": [truth.name for truth in others]} if others else {}
-    choose = truths_of(training.data, judged) + others
-    card = finish_stars(folder, choose, data, training.schedule)
+    choose, more = (truths_of(training.data, names) for names in (judged, learnt))
+    card = finish_stars(folder, choose, data, training.schedule, learnt=more + others)
     _finish(training, card)
     return folder
 
