@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 from tqdm.std import tqdm
 
 from .errors import InputError
@@ -25,7 +24,16 @@ from .settings import CELLS, STARDIST, StarBatches, section
 from .star_chips import draw_chip, places, targets
 from .star_shapes import DIAMETER
 from .star_truth import StarTruth
-from .stars import RAYS, StarFinder, Stars, compute_in, drawn, hushed, load_stars
+from bloodcount.stars import (
+    RAYS,
+    StarFinder,
+    Stars,
+    compute_in,
+    drawn,
+    hushed,
+    in_one_thread,
+    load_stars,
+)
 
 # %% ../nbs/10_star_training.ipynb #b6dd660c
 @section
@@ -92,17 +100,14 @@ def batches(
     others: Sequence[StarTruth] = (),  # Of other laboratories
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:  # Chips, and `targets` in UNIT px
     "Batches without end."
-    import stardist.geometry  # noqa: F401  # Loaded here, for its loops must not wait for a core that TensorFlow has
-
-    rng, threads = np.random.default_rng(seed), ThreadpoolController()
+    rng = np.random.default_rng(seed)
     own, foreign = ((list(some), [places(truth) for truth in some]) for some in (truths, others))
     while True:
         chips = []
         while len(chips) < schedule.batch:
             some, at = foreign if others and rng.random() < OTHERS else own
             chips.append(draw_chip(some, at, rng, schedule.side))
-        with threads.limit(limits=1, user_api="openmp"):
-            depth, reach, kinds = (np.stack(each) for each in zip(*map(targets, chips)))
+        depth, reach, kinds = (np.stack(each) for each in zip(*map(in_one_thread(targets), chips)))
         reach[..., :RAYS] /= UNIT
         yield np.stack([chip.image for chip in chips]), (depth, reach, kinds)
 

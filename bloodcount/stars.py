@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = ['RAYS', 'GRID', 'RED', 'WHITE', 'PLATELET', 'MOST', 'LIKELY', 'SURELY', 'SMOOTH', 'APART', 'DEEP', 'Sizes', 'LEFT',
            'WHOLE', 'TILE', 'MARGIN', 'STEP', 'STARS', 'STAR_WEIGHTS', 'MODEL_FILES', 'HOW', 'HEADS', 'Stars',
-           'corners', 'joined', 'candidates', 'white_cells', 'platelets', 'suppressed', 'one_each', 'seen_area',
-           'uncut', 'large_enough', 'drawn', 'filled', 'as_input', 'StarFinder', 'one_look', 'tile_maps', 'star_home',
-           'hushed', 'star_card', 'load_stars', 'knows_bfloat16', 'fast_way', 'load_fast_stars', 'compute_in']
+           'corners', 'joined', 'in_one_thread', 'candidates', 'white_cells', 'platelets', 'suppressed', 'one_each',
+           'seen_area', 'uncut', 'large_enough', 'drawn', 'filled', 'as_input', 'StarFinder', 'one_look', 'tile_maps',
+           'star_home', 'hushed', 'star_card', 'load_stars', 'knows_bfloat16', 'fast_way', 'load_fast_stars',
+           'compute_in']
 
 # %% ../nbs/10_stars.ipynb #df83246a
 import contextlib
+import functools
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from bloodcount.counting import (
     Cells,
@@ -92,6 +95,24 @@ def joined(parts: list[Stars]) -> Stars:
         *(np.concatenate([getattr(p, name) for p in parts]) for name in Stars.__annotations__)
     )
 
+# %% ../nbs/10_stars.ipynb #ecc9663b
+@functools.cache
+def _pools() -> ThreadpoolController:
+    import stardist.nms  # noqa: F401  # Only what is loaded is controlled
+
+    return ThreadpoolController()
+
+
+def in_one_thread(call: Callable) -> Callable:
+    "The same by one thread. At each step stardist's own wait for each other, a hundred times as long while a network has the cores."
+
+    @functools.wraps(call)
+    def alone(*args, **kwargs):
+        with _pools().limit(limits=1, user_api="openmp"):
+            return call(*args, **kwargs)
+
+    return alone
+
 # %% ../nbs/10_stars.ipynb #9bbe33ec
 GRID = 2  # The network answers for every GRID-th pixel of its picture
 RED, WHITE, PLATELET = range(len(CELLS))
@@ -121,6 +142,7 @@ SURELY = {"wbc": 0.7, "plt": 0.85}  # From which it is one of a region of that t
 SMOOTH, APART, DEEP = 0.11, 0.65, 0.25
 
 
+@in_one_thread
 def white_cells(
     share: np.ndarray,  # Probability of a white cell, (h, w) float32
     width: float,  # Of red cells, px of the picture
@@ -145,6 +167,7 @@ def white_cells(
     return Stars(centre, reach.astype(np.float32), score.astype(np.float32), kind)
 
 # %% ../nbs/10_stars.ipynb #cfb93392
+@in_one_thread
 def platelets(
     share: np.ndarray,  # Probability of a platelet, (h, w) float32
     middle: np.ndarray,  # Probability of a cell's middle, (h, w) float32
@@ -203,6 +226,7 @@ class _Regions:
         return replace(stars, reach=np.maximum(stars.reach, self.reach[number]))
 
 # %% ../nbs/10_stars.ipynb #d88047f7
+@in_one_thread
 def suppressed(
     stars: Stars,
     overlap: float,  # Greatest overlap of two cells, as a share of the smaller one
