@@ -380,3 +380,18 @@ def test_a_faster_way_finds_the_same_cells(found, smear, way):
     fast = load_stars("bloodcount", *way)(smear.image)
     for cell in CELLS:
         assert abs(len(found[cell]) - len(fast[cell])) <= max(1, 0.03 * len(found[cell]))
+
+
+def test_the_librarys_loops_run_in_one_thread_and_others_are_left_alone():
+    def threads():
+        return {
+            pool["num_threads"]
+            for pool in ThreadpoolController().info()
+            if pool["user_api"] == "openmp"
+        }
+
+    assert in_one_thread(threads)() == {1}
+    before = threads()
+    with pytest.raises(ZeroDivisionError):
+        in_one_thread(lambda: 1 / 0)()
+    assert threads() == before
