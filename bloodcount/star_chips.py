@@ -18,6 +18,7 @@ from skimage.color import hed_from_rgb, rgb_from_hed
 
 from .star_shapes import pixels_of
 from .star_truth import PLATELET, RED, WHITE, StarTruth
+from .stars import GRID, RAYS
 
 # %% ../nbs/10_star_chips.ipynb #f11d19aa
 Place = tuple[tuple[slice, slice], np.ndarray]  # A box, and which of its pixels are a cell's
@@ -325,45 +326,42 @@ def changed(
 def _deepest(
     chip: StarChip,
     depth: np.ndarray,  # (n, n, 1), of what is seen; changed
-    reach: np.ndarray,  # (n, n, rays), of what is seen; changed
+    reach: np.ndarray,  # (n, n, RAYS), of what is seen; changed
 ) -> None:
     "Let each red pixel speak for the covered cell in which it lies, if it lies deeper there."
     from stardist.geometry import star_dist
 
-    grid, rays = len(chip.labels) // len(depth), reach.shape[-1]
-    seen = chip.labels[::grid, ::grid].clip(0)
+    seen = chip.labels[::GRID, ::GRID].clip(0)
     red = chip.kinds[seen] == RED
     depth[red & np.isin(seen, list(chip.covered))] = 0
     for box, inside in (chip.covered[i] for i in chip.covered if chip.kinds[i] == RED):
-        low = [max(s.start - grid, 0) // grid * grid for s in box]
-        high = [min(s.stop + grid, len(chip.labels)) for s in box]
+        low = [max(s.start - GRID, 0) // GRID * GRID for s in box]
+        high = [min(s.stop + GRID, len(chip.labels)) for s in box]
         own = np.zeros(np.subtract(high, low), np.int32)
         own[tuple(slice(s.start - a, s.stop - a) for s, a in zip(box, low))] = inside
-        half = np.ascontiguousarray(own[::grid, ::grid]).astype(np.uint8)
-        where = tuple(slice(a // grid, a // grid + n) for a, n in zip(low, half.shape))
+        half = np.ascontiguousarray(own[::GRID, ::GRID]).astype(np.uint8)
+        where = tuple(slice(a // GRID, a // GRID + n) for a, n in zip(low, half.shape))
         deep = cv2.distanceTransform(half, cv2.DIST_L2, 5)
         deep = deep / max(deep.max(), 1e-6)
         better = (deep > depth[where][..., 0]) & red[where]
         depth[where][better] = deep[better][:, None]
-        reach[where][better] = star_dist(own, rays, mode="cpp", grid=(grid, grid))[better]
+        reach[where][better] = star_dist(own, RAYS, mode="cpp", grid=(GRID, GRID))[better]
 
 # %% ../nbs/10_star_chips.ipynb #6ca2949c
 def targets(
     chip: StarChip,
-    rays: int = 32,  # Directions
-    grid: int = 2,  # px between two answers
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, n, 1), (n, n, rays + 1), (n, n, 4) float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, n, 1), (n, n, RAYS + 1), (n, n, 4) float32
     "What the network shall say of a chip: depth, reach with the depth behind it, and kinds."
     from stardist.geometry import star_dist
     from stardist.utils import edt_prob
 
     labels = np.maximum(chip.labels, 0)
-    unknown = chip.labels[::grid, ::grid] < 0
-    depth = edt_prob(labels[::grid, ::grid])[..., None].astype(np.float32)
-    reach = star_dist(labels, rays, mode="cpp", grid=(grid, grid))
+    unknown = chip.labels[::GRID, ::GRID] < 0
+    depth = edt_prob(labels[::GRID, ::GRID])[..., None].astype(np.float32)
+    reach = star_dist(labels, RAYS, mode="cpp", grid=(GRID, GRID))
     _deepest(chip, depth, reach)
     reach = np.concatenate([reach, depth], axis=-1).astype(np.float32)
-    kinds = np.eye(4, dtype=np.float32)[chip.kinds[labels[::grid, ::grid]]]
+    kinds = np.eye(4, dtype=np.float32)[chip.kinds[labels[::GRID, ::GRID]]]
     depth[unknown] = kinds[unknown] = -1
     return depth, reach, kinds
 

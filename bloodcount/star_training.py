@@ -25,6 +25,7 @@ from .star_chips import draw_chip, places, targets
 from .star_shapes import DIAMETER
 from .star_truth import StarTruth
 from bloodcount.stars import (
+    GRID,
     RAYS,
     StarFinder,
     Stars,
@@ -69,7 +70,7 @@ def star_network(
         from bloodcount.networks import BatchNormalization
 
         config = Config2D(
-            n_rays=RAYS, grid=(2, 2), n_channel_in=3, n_classes=len(CELLS),
+            n_rays=RAYS, grid=(GRID, GRID), n_channel_in=3, n_classes=len(CELLS),
             unet_n_depth=DEPTH, unet_n_filter_base=WIDTH, unet_batch_norm=True,
             net_conv_after_unet=AFTER, train_class_weights=KIND_WEIGHTS,
             train_loss_weights=LOSS_WEIGHTS, train_tensorboard=False, train_reduce_lr=None,
@@ -136,7 +137,7 @@ def _dataset(
     "The batches as TensorFlow takes them; a training that goes on draws others."
     import tensorflow as tf
 
-    half = schedule.side // 2
+    half = schedule.side // GRID
     shapes = [(half, half, 1), (half, half, RAYS + 1), (half, half, len(CELLS) + 1)]
     chip, *answers = (
         tf.TensorSpec((schedule.batch, *shape))

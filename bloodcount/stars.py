@@ -39,6 +39,7 @@ from .errors import IntegrityError, SettingsError
 from .files import read_card, sha256
 from .segmentation import SHIPPED, check_image
 from .settings import CELLS, SECOND, STARDIST
+from .source import PACKAGE
 from .tiles import Plan, input_tiles, plan_tiles, resized
 
 # %% ../nbs/10_stars.ipynb #e96b4e76
@@ -432,7 +433,10 @@ HOW = ("thresholds", "overlap", "diameter", "zoom", "smallest", "widths")
 
 def star_home(weights: str | Path) -> Path:
     "The folder of star weights: of a name in STAR_WEIGHTS, or the folder itself."
-    return STAR_WEIGHTS.get(str(weights), Path(weights))
+    if str(weights) not in STAR_WEIGHTS:
+        return Path(weights)
+    home = STAR_WEIGHTS[str(weights)]
+    return home if home.is_dir() else PACKAGE / "weights" / home.name  # Not trained for this run
 
 
 @contextlib.contextmanager

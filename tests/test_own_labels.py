@@ -14,7 +14,14 @@ from skimage.measure import label
 from bloodcount.counting import cells_from_labels
 from bloodcount.errors import InputError
 from bloodcount.exports import outlines, rings, write_coco, write_labels, write_rois
-from bloodcount.own_labels import cell_of, ellipse, is_labels, labels_beside, planes, read_labels
+from bloodcount.own_labels import (
+    cell_of,
+    ellipse,
+    is_labels,
+    labels_beside,
+    planes,
+    read_own_labels,
+)
 from bloodcount.star_truth import own_truth
 from bloodcount.synthetic import synthetic_smear
 
@@ -37,14 +44,14 @@ def write(path, content):
 
 def test_a_square_of_labelme(tmp_path):
     shapes = [{"label": "erythrocyte", "points": SQUARE, "shape_type": "polygon"}]
-    labels = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)
+    labels = read_own_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)
     assert list(labels) == ["rbc"] and labels["rbc"][20, 20] == 1 and labels["rbc"][5, 5] == 0
     assert (labels["rbc"] == 1).sum() == 400 and labels["rbc"][10, 10] == labels["rbc"][29, 29] == 1
 
 
 def test_a_circle_of_labelme(tmp_path):
     shapes = [{"label": "plt", "points": [[50, 30], [50, 40]], "shape_type": "circle"}]
-    plane = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["plt"]
+    plane = read_own_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["plt"]
     row, col = np.nonzero(plane)
     assert abs(row.mean() - 30) < 0.6 and abs(col.mean() - 50) < 0.6
     assert abs(len(row) - np.pi * 100) < 45
@@ -52,13 +59,13 @@ def test_a_circle_of_labelme(tmp_path):
 
 def test_coco_by_image(tmp_path):
     path = write(tmp_path / "coco.json", COCO)
-    assert list(read_labels(path, SHAPE, image="a")) == ["rbc"]
-    white = read_labels(path, SHAPE, image="b")["wbc"]
+    assert list(read_own_labels(path, SHAPE, image="a")) == ["rbc"]
+    white = read_own_labels(path, SHAPE, image="b")["wbc"]
     assert white[25, 60] == 1 and white[21, 51] == 0
     with pytest.raises(InputError, match="say which"):
-        read_labels(path, SHAPE)
+        read_own_labels(path, SHAPE)
     with pytest.raises(InputError, match="no image"):
-        read_labels(path, SHAPE, image="c")
+        read_own_labels(path, SHAPE, image="c")
 
 
 def test_rois_of_imagej(tmp_path):
@@ -67,7 +74,7 @@ def test_rois_of_imagej(tmp_path):
         ImagejRoi.frompoints(np.array(SQUARE) + 25, name="0001-0002"),
     ]
     roiwrite(tmp_path / "rois.zip", rois)
-    labels = read_labels(tmp_path / "rois.zip", SHAPE, cell="platelet")
+    labels = read_own_labels(tmp_path / "rois.zip", SHAPE, cell="platelet")
     assert labels["wbc"][20, 20] == 1 and labels["plt"][45, 45] == 1
 
 
@@ -76,7 +83,7 @@ def test_rois_of_imagej(tmp_path):
 )
 def test_a_roi_is_of_the_type_that_its_name_says(tmp_path, name, cell):
     ImagejRoi.frompoints(np.array(SQUARE), name=name).tofile(tmp_path / "a.roi")
-    assert list(read_labels(tmp_path / "a.roi", SHAPE)) == [cell]
+    assert list(read_own_labels(tmp_path / "a.roi", SHAPE)) == [cell]
 
 
 def test_points_and_lines_of_imagej_are_refused(tmp_path):
@@ -84,7 +91,7 @@ def test_points_and_lines_of_imagej_are_refused(tmp_path):
     roi.roitype = ROI_TYPE.POINT
     roi.tofile(tmp_path / "a.roi")
     with pytest.raises(InputError, match="clicked is a point; outline each cell"):
-        read_labels(tmp_path / "a.roi", SHAPE)
+        read_own_labels(tmp_path / "a.roi", SHAPE)
 
 
 def test_an_image_is_found_in_the_second_coco_file(tmp_path):
@@ -106,9 +113,9 @@ def test_a_label_image_keeps_its_numbers(tmp_path):
     labels = np.zeros(SHAPE, np.uint16)
     labels[3:9, 3:9], labels[20:30, 40:50] = 7, 300
     tifffile.imwrite(tmp_path / "a.tif", labels)
-    assert (read_labels(tmp_path / "a.tif", SHAPE, cell="wbc")["wbc"] == labels).all()
+    assert (read_own_labels(tmp_path / "a.tif", SHAPE, cell="wbc")["wbc"] == labels).all()
     with pytest.raises(InputError, match="px"):
-        read_labels(tmp_path / "a.tif", (10, 10))
+        read_own_labels(tmp_path / "a.tif", (10, 10))
 
 
 def test_the_later_outline_lies_on_top():
@@ -135,17 +142,17 @@ def test_names_are_understood(name):
 )
 def test_what_is_not_understood_is_refused(tmp_path, file, content, says):
     with pytest.raises(InputError, match=says):
-        read_labels(write(tmp_path / file, content), SHAPE)
+        read_own_labels(write(tmp_path / file, content), SHAPE)
 
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        read_labels(tmp_path / "absent.json", SHAPE)
+        read_own_labels(tmp_path / "absent.json", SHAPE)
 
 
 def test_a_box_of_labelme_is_the_ellipse_within(tmp_path):
     shapes = [{"label": "RBC", "points": [[60, 40], [20, 20]], "shape_type": "rectangle"}]
-    plane = read_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["rbc"]
+    plane = read_own_labels(write(tmp_path / "a.json", {"shapes": shapes}), SHAPE)["rbc"]
     assert plane[30, 40] == 1 and plane[21, 21] == 0
     assert abs((plane > 0).sum() - np.pi * 20 * 10) < 70
 
@@ -154,7 +161,7 @@ def test_masks_of_coco_are_refused_with_what_to_do(tmp_path):
     runs = {"image_id": 1, "category_id": 5, "segmentation": {"counts": [1], "size": [1, 1]}}
     path = write(tmp_path / "coco.json", {**COCO, "annotations": [runs]})
     with pytest.raises(InputError, match="export polygons"):
-        read_labels(path, SHAPE, image="a")
+        read_own_labels(path, SHAPE, image="a")
 
 
 # A folder of images with labels beside them, in each format

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bloodcount.settings import PROJECT
+from bloodcount.settings import PROJECT, SECOND
 from bloodcount.studies.other_smears import KEPT_OUT, SETS
-from bloodcount.studies.star_network import SECOND
 
 FIGURES = PROJECT / "figures"
 INDEX = pd.read_csv(PROJECT / "data" / "all-idb1-index.csv").set_index("image")

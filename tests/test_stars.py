@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import ThreadpoolController
 
 import bloodcount.stars as stars_module
 from bloodcount.errors import InputError, IntegrityError, SettingsError
@@ -16,6 +17,7 @@ from bloodcount.stars import (
     Stars,
     candidates,
     drawn,
+    in_one_thread,
     joined,
     large_enough,
     load_stars,

@@ -18,11 +18,12 @@ from ..balance import balanced
 from ..drawing import LINE_COLOURS, STYLE, WIDTH, number, overlay
 from ..evaluation import bootstrap, count_accuracy, mean_accuracy, pooled_bias
 from ..scale import AnyScale
+from ..settings import SECOND
 from .figures import nothing_to_draw
 from .other_smears import SETS, Field, score_marks
 from .protocol import Run
 from .results import long_form, network_title, value_of
-from .star_network import SECOND, STAR, star_finder
+from .star_network import STAR, star_finder
 from .tables import COUNTING, with_interval
 
 # %% ../../nbs/studies/18_elsewhere.ipynb #c914f711

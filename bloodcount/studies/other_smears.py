@@ -27,20 +27,18 @@ from ..files import read_card, sha256
 from ..images import read_image
 from ..scale import ZOOMS, AnyScale, sized
 from ..segmentation import WEIGHTS, Maps, load_segmenter
-from ..settings import Counting, Settings
+from ..settings import SECOND, Counting, Settings
 from ..source import digest
 from ..star_marks import marked_truth
 from ..star_truth import StarTruth
-from ..stars import star_card
+from ..stars import star_card, star_home
 from .protocol import Run, compared, kept_rows, network_folder, progress
 from bloodcount.studies.star_network import (
     FOUND_BY,
-    SECOND,
     STAR,
     finder_name,
     quiet_about_sizes,
     star_finder,
-    star_folder,
     star_name,
 )
 from ..synthetic import synthetic_smear
@@ -287,7 +285,7 @@ def elsewhere_rows(
     quiet_about_sizes()
     rows = []
     others = [each for each in compared(run, "rbc") if each.weights != "segnet"]
-    card = star_card(star_folder())
+    card = star_card(star_home(STAR["weights"]))
     known = card["diameter"] / card["zoom"]  # The paper's networks know the same smears
     load = functools.cache(lambda cell, weights: load_segmenter(cell, run.settings, weights))
     for field in progress(fields, "other smears"):
@@ -320,7 +318,7 @@ def second_truths(
 
 def kept_out(fields: list[Field]) -> list[Field]:
     "The fields that the second star weights did not learn from; raises `IntegrityError`."
-    learnt = set(star_card(star_folder(SECOND))["data"]["images"]["other"])
+    learnt = set(star_card(star_home(SECOND))["data"]["images"]["other"])
     return [field for field in fields if f"{field.set}/{field.name}" not in learnt]
 
 

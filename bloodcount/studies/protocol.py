@@ -35,7 +35,7 @@ from ..models import counting_for, read_counting
 
 # %% ../../nbs/studies/00_protocol.ipynb #89ff4c61
 from bloodcount.segmentation import (
-    MODELS,
+    MODELS_FOLDER,
     SHIPPED,
     Maps,
     kept_maps,
@@ -80,7 +80,7 @@ def run_data(
 # Whose networks the tables compare: our DO-U-Net's, those that the authors published, our SegNet's.
 COMPARED = ("bloodcount", "authors", "segnet")
 # SegNet's weights are too large to ship; what it says of the evaluated images is kept instead.
-SEGNET_MASKS = Path(MODELS or PROJECT / "data") / "segnet"
+SEGNET_MASKS = Path(MODELS_FOLDER or PROJECT / "data") / "segnet"
 RECORDS = SEGNET_MASKS.with_name("trained")  # What is kept of trainings whose weights are not
 HOMES = {"weights": SHIPPED, "segnet": SEGNET_MASKS, "trained": RECORDS}
 
@@ -310,7 +310,7 @@ def score(
     images: Iterable[str],
     maps_of: Callable[[Smear], Maps],
     name_of: Callable[[Smear], str],  # Names what the maps depend on
-    about: str = "",  # For the progress bar
+    about: str,  # For the progress bar
 ) -> Scores:
     "Score images, those that are already scored from what was kept."
     counting, iou = run.how(cell), steps(*run.settings.evaluate.iou)
@@ -325,7 +325,7 @@ def score(
             lambda: score_smear(smear, cell, maps_of(smear), counting, iou),
         )
 
-    return Scores(**as_frames(two_at_a_time(scored, list(images), about or cell), _KEYS))
+    return Scores(**as_frames(two_at_a_time(scored, list(images), about), _KEYS))
 
 # %% ../../nbs/studies/00_protocol.ipynb #402c4175
 def counted_images(run: Run, cell: str) -> list[str]:

@@ -22,7 +22,7 @@ from ..files import read_card, replacing, sha256
 from ..segmentation import SHIPPED
 from ..settings import CELLS, PROJECT, Settings, load_settings
 from ..source import code_digest, digest, modules_there
-from ..stars import STAR_WEIGHTS, star_card
+from ..stars import STAR_WEIGHTS, star_card, star_home
 from .other_smears import other_name
 from bloodcount.studies.page import (
     gather_results,
@@ -50,7 +50,6 @@ from bloodcount.studies.runner import (
     on_this_machine,
     read_notebook,
 )
-from .star_network import star_folder
 
 # %% ../../nbs/studies/23_reproduce.ipynb #c4e0628b
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _code() -> str:
 
 def _settings_read(settings: Settings) -> dict:
     "The settings that a notebook can depend on: none of the places and none of training's."
-    never = ("paths", "recipe", "augment", "train")
+    never = ("paths", "recipe", "augment", "train", "star")
     return {k: v for k, v in dataclasses.asdict(settings).items() if k not in never}
 
 
@@ -159,7 +158,7 @@ def _weights(reproduction: Reproduction) -> dict[str, dict[str, str]]:
     for owner, home in (("bloodcount", homes["weights"]), ("segnet", homes["segnet"])):
         cards = {cell: read_card(home / cell) for cell in CELLS}
         known[owner] = {cell: card["weights_sha256"] for cell, card in cards.items() if card}
-    stars = {name: star_card(star_folder(name)) for name in STAR_WEIGHTS}
+    stars = {name: star_card(star_home(name)) for name in STAR_WEIGHTS}
     known["stars"] = {name: card["weights_sha256"] for name, card in stars.items()}
     return known
 

@@ -20,7 +20,7 @@ from ..data import names, read_smear
 from ..drawing import NETWORK_TITLES
 from ..evaluation import instance_quantities, pool_matching, steps, summarise
 from ..files import write_csv
-from ..settings import PROJECT, STARDIST
+from ..settings import PROJECT, SECOND, STARDIST
 from bloodcount.studies.protocol import (
     TRUTHS,
     Run,
@@ -116,7 +116,7 @@ CHOSEN |= {(STARDIST, c): "stars" for c in TRUTHS}
 
 def network_title(model: str, weights: str, recipe: str = "", cell: str = "") -> str:
     "A network and whose weights, as tables say it; a recipe that is not the chosen one is named."
-    owners = {"authors": "authors' ", "bloodcount": "our ", "elsewhere": "our second ", "none": ""}
+    owners = {"authors": "authors' ", "bloodcount": "our ", SECOND: "our second ", "none": ""}
     owner = owners[weights]
     other = recipe and recipe != CHOSEN.get((model, cell))
     return owner + NETWORK_TITLES[model] + (f", recipe {recipe}" if other else "")

@@ -20,6 +20,7 @@ from ..errors import SettingsError, hint
 from ..files import pixels_sha256
 from ..scale import middle
 from ..segmentation import WEIGHTS, load_segmenter
+from ..settings import SECOND
 from bloodcount.studies.colour import (
     SHIFTS,
     WINDOW,
@@ -34,7 +35,6 @@ from .protocol import TRUTHS, Run, about, kept_rows, knows, progress
 from .results import joined
 from bloodcount.studies.star_network import (
     FOUND_BY,
-    SECOND,
     STAR,
     Find,
     find_by_second,

@@ -29,7 +29,7 @@ import nbformat
 from ..cache import commit, environment
 from ..cluster import dask_client
 from ..errors import BloodcountError, InputError, RunError, SettingsError, hint
-from ..files import copy_file, sha256, write_text
+from ..files import copy_file, sha256, write_json, write_text
 from ..settings import PROJECT
 from ..source import code_digest, digest, unchanged
 
@@ -283,7 +283,7 @@ def _put_into_place(job: Job, written: Path, seconds: float) -> None:
         **job.about, **environment(), "seconds": round(seconds, 1), "outputs": checksums,
         "executed": sha256(job.executed),
     }  # fmt: skip
-    write_text(job.provenance, json.dumps(provenance, indent=1))
+    write_json(job.provenance, provenance)
 
 # %% ../../nbs/studies/20_runner.ipynb #1fd6090f
 def on_this_machine(

@@ -20,7 +20,7 @@ from ..errors import InputError, SettingsError, hint
 from ..evaluation import steps
 from ..files import copy_file, read_card, write_csv, write_json, write_text
 from ..scale import AnyScale
-from ..settings import CELLS, STARDIST, Settings
+from ..settings import CELLS, SECOND, STARDIST, Settings
 from ..source import code_digest, digest
 from ..star_marks import outlined_by
 from ..star_training import StarSchedule, finish_stars, train_stars
@@ -28,7 +28,7 @@ from ..star_truth import StarTruth, star_truth
 from ..stars import MODEL_FILES, STAR_WEIGHTS, StarFinder, load_stars
 from .other_smears import fields_of, other_name, second_truths
 from .protocol import Run, as_frames, progress, repeats
-from .star_network import SECOND, STAR_KEYS, star_results, star_rows
+from .star_network import STAR_KEYS, star_results, star_rows
 from .training import step_bar
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE_PIXELS', 'RECIPE_TITLES', 'TRANSFER', 'tile_maps', 'score_tiles', 'score_model', 'read_scores', 'step_bar',
-           'train_model', 'trainings', 'model_card', 'is_chosen', 'ship', 'keep_masks', 'recipe_title', 'records',
+           'train_model', 'card_chain', 'model_card', 'is_chosen', 'ship', 'keep_masks', 'recipe_title', 'records',
            'training_table', 'record_curves', 'record_scores', 'table_2', 'transfer_results']
 
 # %% ../../nbs/studies/06_training.ipynb #cef86378
@@ -159,14 +159,14 @@ def train_model(
     return folder
 
 # %% ../../nbs/studies/06_training.ipynb #de26e0e1
-def trainings(card: dict) -> list[dict]:
+def card_chain(card: dict) -> list[dict]:
     "The cards of a model and of those that it went on with, the first one first."
-    return [*(trainings(card["start"]) if card.get("start") else ()), card]
+    return [*(card_chain(card["start"]) if card.get("start") else ()), card]
 
 
 def _origin(card: dict) -> str:
     "How the model was made, for its page."
-    minutes = sum(each["seconds"] for each in trainings(card)) / 60
+    minutes = sum(each["seconds"] for each in card_chain(card)) / 60
     options = ("cell", "network", "recipe", "seed", "profile")
     command = " ".join(["bloodcount train", *(f"--{name} {card[name]}" for name in options)])
     return (
@@ -359,7 +359,7 @@ def training_table() -> pd.DataFrame:  # One row per record; text
     rows = []
     for folder in records():
         card = read_card(folder)
-        series, train_ = trainings(card), card["settings"]["train"]
+        series, train_ = card_chain(card), card["settings"]["train"]
         recipes = [each["settings"]["recipe"] for each in series]
         images = [len(names) for each in series for names in each["images"].values()]
         rows.append(
