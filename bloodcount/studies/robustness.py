@@ -31,7 +31,15 @@ from bloodcount.studies.colour import (
     shifted,
 )
 from .figures import nothing_to_draw
-from .protocol import TRUTHS, Run, about, kept_rows, knows, progress
+from bloodcount.studies.protocol import (
+    TRUTHS,
+    Run,
+    about,
+    kept_rows,
+    knows,
+    progress,
+    two_at_a_time,
+)
 from .results import joined
 from bloodcount.studies.star_network import (
     FOUND_BY,
@@ -131,10 +139,8 @@ def star_counts(
 
         return kept_rows(run, "robustness", (pixels, *finder_name(find)), make, FOUND_BY)
 
-    found = [
-        counted(image)
-        for image in progress(in_known_balance(pictures).values(), "star network, worse pictures")
-    ]
+    shown = list(in_known_balance(pictures).values())
+    found = two_at_a_time(counted, shown, "star network, worse pictures")
     return {cell: _counts(pictures, [each[cell] for each in found]) for cell in TRUTHS}
 
 

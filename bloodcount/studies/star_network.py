@@ -53,7 +53,6 @@ from bloodcount.studies.protocol import (
     kept_rows,
     maps_of,
     match_rows,
-    progress,
     repeats,
     score_network,
     two_at_a_time,
@@ -189,16 +188,16 @@ def star_scores(
     "The scores of the star network on every image that is counted, made once."
     chosen = {name for cell in TRUTHS for name in counted_images(run, cell)}
     images = [name for name in run.data.index.index if name in chosen]
-    iou, kept = steps(*run.settings.evaluate.iou), []
-    for name in progress(images, "all cells, star network"):
+    iou, code = steps(*run.settings.evaluate.iou), (*FOUND_BY, "studies.overlap")
 
-        def scored(name: str = name) -> dict[str, list[dict]]:
+    def scored(name: str) -> dict[str, list[dict]]:
+        def make() -> dict[str, list[dict]]:
             smear = read_smear(run.data, name)
             return star_rows(smear, find(smear.image), iou)
 
-        depends = (name, *finder_name(find), iou)
-        kept.append(kept_rows(run, "stars", depends, scored, (*FOUND_BY, "studies.overlap")))
-    return as_frames(kept, STAR_KEYS)
+        return kept_rows(run, "stars", (name, *finder_name(find), iou), make, code)
+
+    return as_frames(two_at_a_time(scored, images, "all cells, star network"), STAR_KEYS)
 
 # %% ../../nbs/studies/17_star_network.ipynb #149e7184
 def star_results(
