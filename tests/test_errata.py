@@ -71,7 +71,7 @@ def test_platelet_truths_are_those_of_the_index(real_run):
     assert (both["components"] == index["plt_mask_components"]).all()
     assert (both["published"] == index["plt_count"]).all()
     assert (both["at_least"] <= both["components"]).all()
-    table = errata.platelet_truths_table(real_run).set_index("image")
+    table = errata.platelet_table(real_run).set_index("image")
     assert table.loc[["Im069_0", "Im099_0", "Im004_1"], "difference"].tolist() == ["-2", "+22", "0"]
 
 
@@ -105,5 +105,5 @@ def test_data_without_annotations_make_empty_tables(tmp_path):
     run = protocol.Run(load_settings("paper"), DataSet(tmp_path), "bloodcount", 0, tmp_path)
     results = errata.errata_results(run)
     assert results["paper"].isna().all(), "the paper is about other images"
-    tables = [errata.errata_table(run, results), errata.platelet_truths_table(run)]
+    tables = [errata.errata_table(run, results), errata.platelet_table(run)]
     assert all(table.empty for table in [*tables, errata.annotated_twice_table(run)])
