@@ -324,7 +324,7 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="How, by settings.ini: as_paper, best, refined; for rbc also model_a, model_b, half; for stardist begun, bloodcount, elsewhere."
+            help="How, by settings.ini: as_paper, best, refined; for rbc also model_a, model_b, half; for stardist bloodcount, elsewhere."
         ),
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the weights and the chips.")] = 0,

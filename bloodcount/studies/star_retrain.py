@@ -32,9 +32,9 @@ from .star_network import STAR_KEYS, star_results, star_rows
 from .training import step_bar
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8
-# What a training goes on with. The first one learns where outlines or lone cells say what a cell is; the next ones also
-# learn the clumps, in which the network before them outlines the cells.
-STARTS = {"begun": None, "bloodcount": "begun", SECOND: "bloodcount"}
+# What a training goes on with. The first one learns where outlines or lone cells say what a cell is; the second also
+# learns the clumps, in which the first network outlines the cells.
+STARTS = {"bloodcount": None, SECOND: "bloodcount"}
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #bee8914c
 @dataclasses.dataclass(frozen=True)
