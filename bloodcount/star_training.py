@@ -246,20 +246,24 @@ def best_threshold(
     "The threshold with the best F1 for a cell type; of nearly equal ones, that with the best counts, the highest of those."
     from stardist.matching import matching
 
-    kind, pairs = CELLS.index(cell), []
+    kind, matches = CELLS.index(cell), {least: [] for least in tries}
     for truth, stars in seen:
         true = np.where(np.asarray(truth.kinds)[truth.labels.clip(0)] == kind + 1, truth.labels, 0)
-        pairs.append((stars[stars.kind == kind], true, truth.labels < 0))
+        stars, known = stars[stars.kind == kind], {}  # By how many reach the threshold
+        for least in tries:
+            some = stars[stars.score >= least]
+            if len(some) not in known:
+                labels = _labels(some, true.shape, truth.labels < 0)
+                known[len(some)] = matching(true, labels, thresh=IOU[cell])
+            matches[least].append(known[len(some)])
     scores = {}
-    for least in tries:
-        sums, counts = np.zeros(3, int), []
-        for stars, true, unknown in pairs:
-            labels = _labels(stars[stars.score >= least], true.shape, unknown)
-            match = matching(true, labels, thresh=IOU[cell])
-            sums += match.tp, match.fp, match.fn
-            counts.append((match.n_pred, match.n_true))
-        f1 = float(2 * sums[0] / max(2 * sums[0] + sums[1] + sums[2], 1))
-        scores[least] = f1, float(count_accuracy(*zip(*counts)).mean())
+    for least, found in matches.items():
+        tp, fp, fn, counted, real = (
+            np.array([getattr(match, name) for match in found])
+            for name in ("tp", "fp", "fn", "n_pred", "n_true")
+        )
+        f1 = float(2 * tp.sum() / max(2 * tp.sum() + fp.sum() + fn.sum(), 1))
+        scores[least] = f1, float(count_accuracy(counted, real).mean())
     best = max(f1 for f1, _ in scores.values())
     nearly = [least for least in tries if scores[least][0] >= best - TIE]
     chosen = max(nearly, key=lambda least: (scores[least][1], least))
