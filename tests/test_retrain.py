@@ -131,7 +131,7 @@ def test_a_part_is_trained_then_tuned_and_the_tables_wait(settings, ran, capsys)
         ("train", "best"), ("tune", "best"), ("train", "refined"), ("tune", "refined"),
     ]  # fmt: skip
     said = capsys.readouterr().out
-    assert "train, tune" in said and "The tables wait for 13 networks: rbc-do_unet" in said
+    assert "train, tune" in said and "The tables wait for 12 networks: rbc-do_unet" in said
     assert not ran_tables.made
     assert retrain("smoke", Part(cell="plt", network="do_unet")) == 0
     assert len(ran) == 4, "something was done again"
