@@ -18,7 +18,7 @@ from skimage.color import hed_from_rgb, rgb_from_hed
 
 from .star_shapes import pixels_of
 from .star_truth import PLATELET, RED, WHITE, StarTruth
-from .stars import GRID, RAYS
+from .stars import GRID, RAYS, in_one_thread
 
 # %% ../nbs/10_star_chips.ipynb #f11d19aa
 Place = tuple[tuple[slice, slice], np.ndarray]  # A box, and which of its pixels are a cell's
@@ -348,6 +348,7 @@ def _deepest(
         reach[where][better] = star_dist(own, RAYS, mode="cpp", grid=(GRID, GRID))[better]
 
 # %% ../nbs/10_star_chips.ipynb #6ca2949c
+@in_one_thread
 def targets(
     chip: StarChip,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (n, n, 1), (n, n, RAYS + 1), (n, n, 4) float32

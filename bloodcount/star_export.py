@@ -28,7 +28,6 @@ from bloodcount.stars import (
     MARGIN,
     MODEL_FILES,
     STAR_WEIGHTS,
-    STARS,
     STEP,
     SURELY,
     as_input,

@@ -32,7 +32,6 @@ from bloodcount.stars import (
     compute_in,
     drawn,
     hushed,
-    in_one_thread,
     load_stars,
 )
 
@@ -108,7 +107,7 @@ def batches(
         while len(chips) < schedule.batch:
             some, at = foreign if others and rng.random() < OTHERS else own
             chips.append(draw_chip(some, at, rng, schedule.side))
-        depth, reach, kinds = (np.stack(each) for each in zip(*map(in_one_thread(targets), chips)))
+        depth, reach, kinds = (np.stack(each) for each in zip(*map(targets, chips)))
         reach[..., :RAYS] /= UNIT
         yield np.stack([chip.image for chip in chips]), (depth, reach, kinds)
 
