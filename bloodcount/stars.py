@@ -40,6 +40,7 @@ from .files import read_card, sha256
 from .segmentation import SHIPPED, check_image
 from .settings import CELLS, SECOND, STARDIST
 from .source import PACKAGE
+from .star_shapes import claimed
 from .tiles import Plan, input_tiles, plan_tiles, resized
 
 # %% ../nbs/10_stars.ipynb #e96b4e76
@@ -293,7 +294,7 @@ def drawn(
     shape: tuple[int, int],  # (H, W)
 ) -> Cells:
     "The polygons as cells, what is seen of each."
-    order = np.argsort(stars.score, kind="stable")
+    order = np.argsort(-stars.score, kind="stable")
     labels = filled(stars[order], shape)
     seen = np.bincount(labels.ravel(), minlength=len(stars) + 1)
     gone = np.concatenate([[False], seen[1:] < LEFT * seen_area(stars[order], shape)[0]])
@@ -303,16 +304,16 @@ def drawn(
 
 
 def filled(
-    stars: Stars,  # In px of the image; the last lies on top
+    stars: Stars,  # In px of the image
     shape: tuple[int, int],  # (H, W)
 ) -> np.ndarray:  # (H, W) int32, 1, 2, ...
-    "A label image of the polygons."
-    labels = np.zeros(shape, np.int32)
+    "A label image of the polygons: each pixel is that one's in which it lies deepest."
+    labels, deepest = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     # OpenCV fills the pixels of the outline too, half of which lie outside
     inner = replace(stars, reach=np.maximum(stars.reach - np.float32(0.5), 0))
-    outlines = np.rint(16 * corners(inner).transpose(0, 2, 1)[..., ::-1]).astype(np.int32)
-    for number, outline in enumerate(outlines, start=1):
-        cv2.fillPoly(labels, [outline], number, cv2.LINE_8, shift=4)  # Sixteenths of a px
+    for number, outline in enumerate(corners(inner).transpose(0, 2, 1), start=1):
+        where, deeper = claimed(outline, deepest)
+        labels[where][deeper] = number
     return labels
 
 # %% ../nbs/10_stars.ipynb #782e4e83

@@ -232,13 +232,14 @@ def test_red_and_white_compete():
     assert one_each(both, 0.4).kind.tolist() == [WBC]
 
 
-def test_the_surer_cell_lies_on_top_and_slivers_go():
+def test_overlapping_cells_share_evenly_and_what_nothing_is_left_of_goes():
     two = joined([disc(50, 50, 20, 0.5), disc(50, 70, 20, 0.9)])
     cells = drawn(two, (100, 120))
-    upper = cells.labels[50, 70]
-    assert len(cells) == 2 and (cells.labels[50, 52:89] == upper).all()
-    hidden = joined([disc(50, 50, 20, 0.9), disc(50, 52, 19, 0.5)])
-    assert len(drawn(hidden, (100, 120))) == 1
+    left, right = cells.labels[50, [40, 80]]
+    assert len(cells) == 2 and left != right
+    assert (cells.labels[50, 32:59] == left).all() and (cells.labels[50, 62:89] == right).all()
+    twice = joined([disc(50, 50, 20, 0.5), disc(50, 50, 20, 0.9)])
+    assert drawn(twice, (100, 120)).score.tolist() == [np.float32(0.9)]
 
 
 def test_a_cell_at_the_border_is_a_cell():
