@@ -287,7 +287,7 @@ def make_home(folder: Path, authors_folder: Path, notebooks: Path | None = None)
     shutil.copytree(notebooks or PROJECT / "nbs" / "paper", folder / "nbs" / "paper")
     (folder / "data").mkdir()
     (folder / "data" / "authors").symlink_to(authors_folder)
-    for name in ("paper", "trained", "segnet", "systems"):
+    for name in ("paper", "trained", "segnet", "systems", "measured"):
         (folder / "data" / name).symlink_to(PROJECT / "data" / name)
     (folder / "scratch").mkdir()
     for name in ("all-idb1.csv", "all-idb1-index.csv"):

@@ -138,3 +138,18 @@ def test_what_transfer_learning_adds_is_b_less_a_over_the_seeds(settings, tmp_pa
     assert told["value"] == pytest.approx(0.15) and told["paper"] == pytest.approx(0.05)
     assert (told["table"], told["map"], told["recipe"]) == ("transfer", "edge", "")
     assert training.transfer_results(run, pd.DataFrame(rows[:2])).empty
+
+
+def test_what_faster_arithmetic_changes_is_counted_in_images_and_cells(tmp_path, monkeypatch):
+    head = "cell,image,way,engine,seconds,largest,mean,cht,ccl_mask\n"
+    rows = [
+        "rbc,a,Keras,keras,4,0,0,100,90", "rbc,a,Fast,keras,1,0.02,0.002,97,90",
+        "rbc,b,Keras,keras,4,0,0,50,50", "rbc,b,Fast,keras,3,0.01,0.001,51,50",
+        "plt,a,Keras,keras,2,0,0,7,", "plt,a,Fast,keras,1,0.5,0.1,7,",
+    ]  # fmt: skip
+    monkeypatch.setattr(training, "ARITHMETIC", tmp_path / "arithmetic.csv")
+    write_text(training.ARITHMETIC, head + "\n".join(rows) + "\n")
+    red, platelets = training.arithmetic_table().to_dict("records")
+    assert (red["CHT"], red["CCL on the mask"], red["time"]) == ("2, up to 3", "0", "0.50")
+    assert (red["largest difference"], red["mean difference"]) == ("0.020", "1.5e-03")
+    assert (platelets["CHT"], platelets["CCL on the mask"]) == ("0", "")

@@ -92,6 +92,7 @@ _SUPPLEMENT = {  # Single numbers to look up
     "table_training": ("06_training", "What was trained, and for how long"),
     "figure_training": ("06_training", "Learning curves"),
     "table_segnet": ("06_training", "SegNet: are the pixels right?"),
+    "table_arithmetic": ("06_training", "Faster arithmetic: what it changes"),
     "table_contacts": ("09_overlap", "Overlap: how red cells touch"),
     "table_neighbours": ("09_overlap", "Overlap: which red cells are found, by neighbours"),
     "table_combining": ("13_combining", "Combining: two networks, and mask and edge"),

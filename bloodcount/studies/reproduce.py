@@ -146,7 +146,7 @@ def _settings_read(settings: Settings) -> dict:
 def _files_read(reproduction: Reproduction) -> list[str]:
     "The checksums of the paper's numbers, and of cards, parameters, records and masks."
     data = PROJECT / "data"
-    folders = data / "paper", data / "systems", *reproduction.homes.values()
+    folders = data / "paper", data / "systems", data / "measured", *reproduction.homes.values()
     paths = (path for folder in folders for path in sorted(folder.rglob("*")))
     return [sha256(path) for path in paths if path.suffix in (".csv", ".json", ".png")]
 
