@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Smear', 'polygon_mask', 'read_mask', 'write_mask', 'content_sha256', 'read_index', 'read_fingerprint',
            'read_same_pictures', 'DataSet', 'names', 'image_path', 'read_polygons', 'read_smear', 'write_dataset',
-           'real_data']
+           'real_data', 'runs_of']
 
 # %% ../nbs/01_data.ipynb #001167f8
 import hashlib
@@ -339,3 +339,8 @@ def real_data(
         f"No real smears: neither {settings.paths.data} nor {settings.paths.authors} holds any. "
         "Run `bloodcount data authors` for one, or see data/README.md for all."
     )
+
+
+def runs_of(settings: Settings, data: DataSet) -> Path:
+    "The folder of what a profile makes of a data set."
+    return settings.paths.runs / f"{settings.profile}-{data.kind}"

@@ -110,9 +110,8 @@ def _draw_found(canvas: _Canvas, mask: np.ndarray, outlines: Iterable[np.ndarray
     clumps, fitting = canvas.unknown.copy(), []
     for outline in outlines:
         where, inside = pixels_of(outline, mask.shape)
-        if (clumps[where] & inside).sum() >= IN_CLUMP * RED_AREA and mask[where][
-            inside
-        ].mean() >= FITS:
+        clumped = (clumps[where] & inside).sum() >= IN_CLUMP * RED_AREA
+        if clumped and mask[where][inside].mean() >= FITS:
             fitting.append(outline)
     _draw_deepest(canvas, fitting, clumps)
     left = clumps & (canvas.labels == 0)

@@ -22,7 +22,7 @@ from tqdm.std import tqdm
 
 from .augment import Chips, Field, chips, draw_batch, field, zoomed
 from .cache import commit, environment
-from .data import DataSet, Smear, image_path, names, read_smear
+from .data import DataSet, Smear, image_path, names, read_smear, runs_of
 from .errors import IntegrityError, RunError, SettingsError, hint
 from .files import read_card, replacing, sha256, write_csv, write_json
 from .losses import LOSSES, METRICS
@@ -81,8 +81,7 @@ class Training:
     def folder(self) -> Path:
         "Where the trained model goes."
         name = f"{self.cell}-{self.network}-{self.recipe}-{self.seed}"
-        kind = f"{self.settings.profile}-{self.data.kind}"
-        return self.settings.paths.runs / kind / "trained" / name
+        return runs_of(self.settings, self.data) / "trained" / name
 
     @property
     def key(self) -> str:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'SEGNET_MASKS', 'RECORDS', 'HOMES', 'TRUTHS', 'SCORED_BY', 'sample_data', 'run_data', 'network_of',
-           'network_folder', 'Run', 'start', 'progress', 'two_at_a_time', 'repeats', 'groups', 'Scores', 'match_rows',
-           'score_smear', 'kept_rows', 'as_frames', 'score', 'counted_images', 'maps_folder', 'has_masks', 'maps_of',
-           'compared', 'knows', 'about', 'both_ways', 'with_weights', 'score_network', 'score_truth']
+           'network_folder', 'Run', 'run_of', 'start', 'progress', 'two_at_a_time', 'repeats', 'groups', 'Scores',
+           'match_rows', 'score_smear', 'kept_rows', 'as_frames', 'score', 'counted_images', 'maps_folder', 'has_masks',
+           'maps_of', 'compared', 'knows', 'about', 'both_ways', 'with_weights', 'score_network', 'score_truth']
 
 # %% ../../nbs/studies/00_protocol.ipynb #67747a18
 import dataclasses
@@ -137,6 +137,11 @@ class Run:
     def by(self, weights: str) -> "Run":
         "The same with other weights."
         return dataclasses.replace(self, weights=weights)
+
+
+def run_of(folder: Path, settings: Settings, data: DataSet) -> Run:
+    "The run of one trained model, whose outputs go beside it."
+    return Run(settings, data, str(folder), 0, folder)
 
 # %% ../../nbs/studies/00_protocol.ipynb #8adb368f
 def start(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from ..data import DataSet
+from ..data import DataSet, runs_of
 from ..errors import InputError, SettingsError, hint
 from ..fetch import authors, packaged
 from ..files import read_card, replacing, sha256
@@ -73,7 +73,7 @@ class Reproduction:
     @property
     def folder(self) -> Path:
         "Where executed notebooks are kept."
-        return self.models or self.settings.paths.runs / self.name
+        return self.models or runs_of(self.settings, self.data)
 
     @property
     def official(self) -> bool:

@@ -14,21 +14,19 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
 
 import nbformat
 import pandas as pd
 from tabulate import tabulate
 
 # %% ../../nbs/studies/24_retrain.ipynb #365fb315
-from ..data import DataSet
+from ..data import DataSet, runs_of
 from ..errors import InputError, RunError, SettingsError
 from ..fetch import authors
 from ..files import copy_file, read_card, replacing, sha256, writable
 from ..segmentation import SHIPPED
 from ..settings import CELLS, Settings, load_settings
 from ..source import digest
-from ..stars import STAR_WEIGHTS
 from .parameters import check_parameters
 from .protocol import HOMES, SEGNET_MASKS, run_data
 from bloodcount.studies.reproduce import (
@@ -57,9 +55,8 @@ from bloodcount.studies.star_retrain import (
     star_sides,
     train_star,
 )
-
-if TYPE_CHECKING:
-    from bloodcount.training import Training
+from .training import is_chosen, keep_masks, ship, train_model
+from ..training import Training, sides
 
 # %% ../../nbs/studies/24_retrain.ipynb #1c96b907
 _SEEDS = {"model_a": (0, 1, 2), "model_b": (0, 1, 2)}
@@ -71,7 +68,7 @@ TRAINED = {
     **{(cell, "segnet"): (CHOSEN["segnet", cell],) for cell in CELLS},
     (StarTraining.cell, StarTraining.network): tuple(STARTS),
 }
-AnyTraining = Union["Training", StarTraining]
+AnyTraining = Training | StarTraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +94,6 @@ def training_of(
         if cell != StarTraining.cell:
             raise SettingsError(f"--cell {cell}: {network} learns all cell types; pass --cell all.")
         return StarTraining(settings, data, recipe, seed)
-    from bloodcount.training import Training
-
     return Training(settings, data, cell, network, recipe, seed)
 
 # %% ../../nbs/studies/24_retrain.ipynb #1d97d2f4
@@ -121,7 +116,7 @@ def trainings(settings: Settings, data: DataSet, part: Part) -> list[AnyTraining
 # %% ../../nbs/studies/24_retrain.ipynb #ae54da8d
 def models_folder(settings: Settings, data: DataSet) -> Path:
     "Where the trained networks of the tables are kept, and the tables made from them."
-    return settings.paths.runs / f"{settings.profile}-{data.kind}" / "retrained"
+    return runs_of(settings, data) / "retrained"
 
 # %% ../../nbs/studies/24_retrain.ipynb #fb532d16
 def steps_of(training: AnyTraining) -> tuple[str, ...]:
@@ -221,8 +216,6 @@ def _stages_text(training: AnyTraining) -> list[str]:
         batches, parts = training.schedule, [("stars", *star_sides(training))]
         epochs, steps = (batches.epochs,), batches.steps
     else:
-        from bloodcount.training import sides
-
         recipe, _, batches = training.chosen
         parts = [(stage, *sides(training, stage)) for stage in recipe.stages]
         epochs, steps = recipe.epochs, recipe.steps
@@ -239,8 +232,6 @@ def train_one(training: AnyTraining) -> Path:  # The folder of the trained model
         folder = train_star(training)
         score_star(training)
         return folder
-    from bloodcount.studies.training import train_model
-
     names = training.cell, training.network, training.recipe, training.seed
     return train_model(training.settings, training.data, *names)
 
@@ -270,8 +261,6 @@ def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where
     "Put a trained and tuned network where the tables of this run look for it; raises `RunError`."
     if not _tables_look_here():
         return BY_HAND
-    from bloodcount.studies.training import is_chosen, keep_masks, ship
-
     card = read_card(folder)
     if is_chosen(card, "segnet"):
         return f"{keep_masks(folder, settings, data)} images in {SEGNET_MASKS / card['cell']}"
@@ -280,8 +269,6 @@ def keep_model(folder: Path, settings: Settings, data: DataSet) -> str:  # Where
 
 def keep_stars(training: StarTraining) -> str:  # Where it went, in words
     "The same for a star network."
-    if training.recipe not in STAR_WEIGHTS:
-        return "A beginning, with which the next one goes on: it stays in its folder."
     return str(ship_star(training)) if _tables_look_here() else BY_HAND
 
 

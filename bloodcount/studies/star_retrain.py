@@ -15,7 +15,7 @@ from typing import ClassVar
 import pandas as pd
 
 from ..cache import commit, environment
-from ..data import DataSet, read_smear
+from ..data import DataSet, read_smear, runs_of
 from ..errors import InputError, SettingsError, hint
 from ..evaluation import steps
 from ..files import copy_file, read_card, write_csv, write_json, write_text
@@ -30,6 +30,7 @@ from .other_smears import fields_of, other_name, second_truths
 from .protocol import Run, as_frames, progress, repeats
 from .star_network import STAR_KEYS, star_results, star_rows
 from .training import step_bar
+from ..training import Training, sides
 
 # %% ../../nbs/studies/19_star_retrain.ipynb #72c951f8
 # What a training goes on with. The first one learns where outlines or lone cells say what a cell is; the second also
@@ -67,9 +68,8 @@ class StarTraining:
     @property
     def folder(self) -> Path:
         "Where the trained model goes."
-        kind = f"{self.settings.profile}-{self.data.kind}"
         name = f"{self.cell}-{self.network}-{self.recipe}-{self.seed}"
-        return self.settings.paths.runs / kind / "trained" / name
+        return runs_of(self.settings, self.data) / "trained" / name
 
     @property
     def key(self) -> str:
@@ -89,8 +89,6 @@ def star_sides(
     training: StarTraining,
 ) -> tuple[list[str], list[str]]:  # To learn from, to choose by
     "The images of a training."
-    from bloodcount.training import Training, sides
-
     red = Training(training.settings, training.data, "rbc")
     learnt, judged = sides(red, "large")
     judged += [name for name in JUDGED if name in learnt]

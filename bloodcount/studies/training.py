@@ -33,6 +33,7 @@ from bloodcount.studies.protocol import (
     counted_images,
     maps_of,
     progress,
+    run_of,
     score_network,
     two_at_a_time,
 )
@@ -101,7 +102,7 @@ def score_model(
     card = read_card(folder)
     if card is None:
         raise InputError(f"{folder}: no trained model; card.json is missing.")
-    run, cell = Run(settings, data, str(folder), 0, folder), card["cell"]
+    run, cell = run_of(folder, settings, data), card["cell"]
     frames = [network_results(run, score_network(run, cell), cell)]
     if cell == "rbc" and card["network"] == "do_unet":
         frames.append(score_tiles(run, cell))
@@ -118,7 +119,7 @@ def read_scores(folder: Path) -> pd.DataFrame:  # Columns RESULTS
 # %% ../../nbs/studies/06_training.ipynb #18ecdbac
 def _tune_once(folder: Path, settings: Settings, data: DataSet) -> None:
     "Tune a model that is not tuned yet, if its training images were counted."
-    run, cell = Run(settings, data, str(folder), 0, folder), read_card(folder)["cell"]
+    run, cell = run_of(folder, settings, data), read_card(folder)["cell"]
     counted = data.index.loc[tuning_images(run, cell), list(TRUTHS[cell])].notna().any(axis=None)
     if counted and read_counting(folder) is None:
         # All of them: 20 images gave worse parameters for white cells and platelets, and save minutes
@@ -303,7 +304,7 @@ def keep_masks(folder: Path, settings: Settings, data: DataSet) -> int:  # How m
     if not is_chosen(card, "segnet"):
         recipe = CHOSEN["segnet", cell]
         raise InputError(f"{folder}: masks are kept of SegNet, recipe {recipe}, seed 0.")
-    run = Run(settings, data, str(folder), 0, folder)
+    run = run_of(folder, settings, data)
     network, images, target = maps_of(run, cell)[0], counted_images(run, cell), SEGNET_MASKS / cell
     (target / "card.json").unlink(missing_ok=True)  # Where it lies, the masks are complete
 

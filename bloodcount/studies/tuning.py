@@ -34,7 +34,7 @@ from ..models import write_counting
 from ..paste import paste_cells
 from ..segmentation import Maps
 from ..settings import OF_EDGES, Counting, Settings, Thresholds
-from .protocol import TRUTHS, Run, maps_of, network_folder, progress
+from .protocol import TRUTHS, Run, maps_of, network_folder, progress, run_of
 
 # %% ../../nbs/studies/05_tuning.ipynb #aa667822
 _CUTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -257,6 +257,6 @@ def tune_model(
 ) -> dict[str, float]:  # The score of each method on the training images
     "Choose how a trained model is counted, and keep that in its folder; raises what `tune` raises."
     cell = read_card(folder)["cell"]
-    counting, scores = tune(Run(settings, data, str(folder), 0, folder), cell, most)
+    counting, scores = tune(run_of(folder, settings, data), cell, most)
     write_counting(folder, counting)
     return scores
