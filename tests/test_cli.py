@@ -401,7 +401,7 @@ def test_train_then_count(capsys, settings_of, tmp_path):
 
 def test_an_interrupted_training_says_what_is_kept(capsys, settings_of, tmp_path, monkeypatch):
     settings_of(runs=tmp_path)
-    monkeypatch.setattr("bloodcount.studies.training.train_model", stopping_at_once)
+    monkeypatch.setattr("bloodcount.studies.retrain.train_model", stopping_at_once)
     code, _, errors = in_process(capsys, "train", "--cell", "wbc", "--profile", "smoke")
     assert code == 130 and errors[-1].startswith("Interrupted: the epochs so far are kept in ")
     assert errors[-1].endswith("trained; the same command goes on.")
