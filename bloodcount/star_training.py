@@ -214,7 +214,7 @@ def train_stars(
     return folder
 
 # %% ../nbs/10_star_training.ipynb #b6fc080f
-OVERLAP = 0.75  # Greatest overlap of two whole cells: the best F1 and counts on training images, 0.55 to 0.85 tried
+OVERLAP = 0.55  # Greatest overlap of two cells: the best F1 on training and validation images, 0.55 to 0.75 tried
 # Least areas of a whole cell and of one that the border cuts, in areas of a red cell. Of red cells 0.08 keeps specks and
 # slivers out: the best on training images (0 to 0.3 tried), and all but one of the boxes that `aslan` has in the fields
 # that the second weights learnt from are still found. Of white cells 0.5 to 1.4 at the border count equally well on
