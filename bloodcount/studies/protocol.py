@@ -138,7 +138,7 @@ class Run:
         "The same with other weights."
         return dataclasses.replace(self, weights=weights)
 
-
+# %% ../../nbs/studies/00_protocol.ipynb #6b84b01f
 def run_of(folder: Path, settings: Settings, data: DataSet) -> Run:
     "The run of one trained model, whose outputs go beside it."
     return Run(settings, data, str(folder), 0, folder)
